@@ -1,0 +1,169 @@
+"""What storage, formats, transforms and tokenizers promise: the protocols that data plugins implement.
+
+    URI ──Origin.list──> [ObjectInfo] ──Format.find_shards──> [Shard] ──cache──> local files ──Format.open──> ShardReader
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sample = dict[str, Any]
+"""One row of a shard: column name -> value (bytes, str, number, array, nested lists and dicts of these)."""
+
+Transform = Callable[[Sample], Sample]
+"""Maps one sample to one sample; must be a pure function of its argument. An exception makes the sample bad."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of an origin. ``path`` is relative to the corpus, with forward slashes; ``etag`` may be empty."""
+
+    path: str
+    bytes: int
+    etag: str = ""
+
+
+class Origin(Protocol):
+    """The storage behind a URI. Methods are thread-safe; errors are ``OriginError`` without credentials."""
+
+    uri: str
+    """Where this is, without credentials: good for messages."""
+
+    def list(self) -> Sequence[ObjectInfo]:
+        """Return all objects below the URI, sorted by path; the URI of a single object lists that one.
+
+        Raises:
+            CorpusNotFoundError: nothing is there.
+        """
+        ...
+
+    def local_path(self, path: str) -> Path | None:
+        """Return the path of an object that is already a local file, else None."""
+        ...
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes [start, stop) of one object."""
+        ...
+
+    def fetch(self, path: str, destination: Path) -> None:
+        """Copy one whole object to a new local file."""
+        ...
+
+    def write(self, path: str, data: bytes) -> bool:
+        """Write one small object atomically; return False where the origin cannot be written to."""
+        ...
+
+
+OpenOrigin = Callable[[str, Mapping[str, Any]], Origin]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a corpus: the object that names it, and the objects that it cannot be read without."""
+
+    object: ObjectInfo
+    companions: tuple[ObjectInfo, ...] = ()
+    compression: str = ""
+    """Of the object: empty, ``"gzip"`` or ``"zstd"``; readers get the decompressed file."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a shard holds. ``tokens`` is None except in token streams."""
+
+    samples: int
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The local files of one shard, and where a reader may keep a row index that is built once.
+
+    ``index`` is a file name without suffix in a folder that exists; it is unique to this version of the shard. Write it
+    as a temporary file in the same folder and rename it.
+    """
+
+    name: str
+    """URI of the shard, without credentials, for messages."""
+    path: Path
+    companions: tuple[Path, ...]
+    index: Path
+
+
+@runtime_checkable
+class ShardReader(Protocol):
+    """Random access to the samples of one open shard. Thread-safe: ``read`` may run in several threads at once."""
+
+    counts: Counts
+
+    def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        """Return the samples of ``rows`` in that order; a bad one is returned as its ``SampleError``, not raised.
+
+        Raises:
+            ShardError: the shard as a whole cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release files and maps. Arrays handed out before stay valid."""
+        ...
+
+
+@runtime_checkable
+class TokenShardReader(ShardReader, Protocol):
+    """A shard that is one long stream of tokens; its samples are documents."""
+
+    tokens: NDArray[np.integer[Any]]
+    """All tokens, one dimension, in the dtype of the file, mapped read-only."""
+
+
+class Format(Protocol):
+    """One format of shards."""
+
+    name: str
+    holds_tokens: bool
+    """Whether readers are ``TokenShardReader``."""
+
+    def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
+        """Return the shards among ``objects``, by their names alone; nothing is opened. May be empty.
+
+        Raises:
+            FormatError: objects that belong together are incomplete.
+        """
+        ...
+
+    def count(self, shard: Shard, origin: Origin) -> Counts | None:
+        """Return the counts of a shard if a few small reads can tell; None if it must be opened and scanned."""
+        ...
+
+    def open(self, files: ShardFiles) -> ShardReader:
+        """Open one shard; builds its row index if it is not there yet.
+
+        Raises:
+            ShardError: truncated, damaged or hostile.
+        """
+        ...
+
+
+class Tokenizer(Protocol):
+    """Turns text into token ids. Thread-safe."""
+
+    name: str
+    """Names the tokenizer in the plan: two that give different ids must have different names."""
+    vocab_size: int
+    end_of_text: int
+    """Id written after every document."""
+
+    def encode(self, texts: Sequence[str]) -> Sequence[NDArray[np.integer[Any]]]:
+        """Return the token ids of each text, without ``end_of_text``."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids; ids that are no text become U+FFFD."""
+        ...

@@ -1,0 +1,135 @@
+"""Every error that iostack raises, as one tree.
+
+A message says what happened, the value, and where it came from; ``hint`` says what to do next. The command line prints
+both on one line each and exits with ``exit_code``: 2 where the request was wrong, 1 where the world was.
+
+    IostackError
+    ├── UsageError              the request is wrong: settings, sizes, arguments (exit code 2)
+    │   ├── SettingsError       an unknown or impossible setting
+    │   ├── PlanError           sizes that cannot be planned: batch size, ranks, lanes
+    │   └── ResolveError        parallelisms that cannot be combined
+    ├── StateError              a state of another corpus, seed or plan; names the field
+    ├── PluginError             a plugin is missing, broken, or raised
+    │   └── MissingExtraError   an optional dependency is not installed
+    ├── CorpusError             what is behind a URI cannot be used
+    │   ├── CorpusNotFoundError
+    │   ├── FormatError         no format, or several, claim what is there
+    │   ├── ShardError          one shard is damaged: truncated, shrunken, hostile
+    │   └── SampleError         one sample is bad: the loader substitutes it
+    ├── OriginError             storage did not answer as it should
+    ├── SubstitutionError       too many bad samples, or nothing good to take instead
+    ├── CheckpointError         a checkpoint cannot be written or read
+    └── RunError                a training run cannot start or go on
+        ├── RunLockedError      another run holds the run folder
+        └── RankLostError       a rank died or fell silent; names it
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class IostackError(Exception):
+    """Base of all errors of iostack.
+
+    ``hint`` is one line that says what to do next, or an empty string.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.hint)
+
+
+def _rebuild(kind: type[IostackError], message: str, hint: str) -> IostackError:
+    return kind(message, hint=hint)
+
+
+class UsageError(IostackError):
+    """The request itself is wrong."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A setting is unknown, or its value is impossible."""
+
+
+class PlanError(UsageError):
+    """Sizes that cannot be planned: batch size, ranks, lanes, sequence length."""
+
+
+class ResolveError(UsageError):
+    """Parallelisms that cannot be combined, or sizes that do not fit the world."""
+
+
+class StateError(IostackError):
+    """A saved state belongs to another corpus, seed or plan; the message names the field."""
+
+
+class PluginError(IostackError):
+    """A plugin is missing, broken, or raised an error that is not ours."""
+
+
+class MissingExtraError(PluginError):
+    """An optional dependency is not installed; the hint holds the exact ``pip install``."""
+
+
+class CorpusError(IostackError):
+    """What is behind a URI cannot be used as a corpus."""
+
+
+class CorpusNotFoundError(CorpusError):
+    """Nothing is behind the URI."""
+
+
+class FormatError(CorpusError):
+    """No format claims what is there, or several do."""
+
+
+class ShardError(CorpusError):
+    """One shard is damaged: truncated, shrunken since it was indexed, or hostile."""
+
+
+class SampleError(CorpusError):
+    """One sample is bad; the loader substitutes it and reports its identity."""
+
+
+class OriginError(IostackError):
+    """The storage behind a URI failed or answered nonsense."""
+
+
+class SubstitutionError(IostackError):
+    """More samples were bad than the budget allows, or a whole window was."""
+
+
+class CheckpointError(IostackError):
+    """A checkpoint cannot be written, or none can be read."""
+
+
+class RunError(IostackError):
+    """A training run cannot start or cannot go on."""
+
+
+class RunLockedError(RunError):
+    """Another run holds the run folder."""
+
+
+class RankLostError(RunError):
+    """A rank died or fell silent; the message names it."""
+
+
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_QUERY = re.compile(
+    r"(?i)(?<=[?&])((?:[\w-]*(?:secret|token|password|signature|credential|key)[\w-]*|sig|sv|se)=)[^&#\s]*"
+)
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without the credentials of any URI in it: user info, and secret query parameters."""
+    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("***@", text))
