@@ -1,0 +1,36 @@
+"""Cutting token streams into sequences: a sequence never crosses shards, and every epoch cuts at another phase."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iostack.plan.keyed import derive_key, keyed_hash
+
+_PHASE = 3
+Int64s = NDArray[np.int64]
+
+
+def sequence_counts(tokens: Int64s, seq_len: int) -> Int64s:
+    """Return the sequences of ``seq_len`` tokens, each with one token more as its last label, in shards of ``tokens``."""
+    return np.maximum(tokens - 1, 0) // seq_len
+
+
+def sequence_starts(tokens: Int64s, seq_len: int, seed: int, epochs: Int64s, shards: Int64s, rows: Int64s) -> Int64s:
+    """Return the first token of each (epoch, shard, row) in its shard; parallel int64 arrays.
+
+    The phase is keyed by (epoch, shard), so the tail that is too short for a sequence rotates from epoch to epoch.
+    """
+    slack = (tokens[shards] - 1) % seq_len
+    phases = np.empty_like(rows)
+    for epoch in np.unique(epochs) if len(epochs) else ():
+        chosen = epochs == epoch
+        hashes = keyed_hash(derive_key(seed, _PHASE, int(epoch)), shards[chosen].astype(np.uint64))
+        phases[chosen] = (hashes % (slack[chosen] + 1).astype(np.uint64)).astype(np.int64)
+    return phases + rows * seq_len
+
+
+def unit_phase(tokens: int, seq_len: int, seed: int, epoch: int, unit: int) -> int:
+    """Return where the first sequence of a unit that holds ``tokens`` tokens begins."""
+    slack = (tokens - 1) % seq_len if tokens > 0 else 0
+    return derive_key(seed, _PHASE, epoch, unit) % (slack + 1)
