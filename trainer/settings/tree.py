@@ -1,0 +1,229 @@
+"""Every setting of a training run, with its meaning, its unit and when to change it.
+
+The classes are the tables of the TOML file: ``DataSettings`` is ``[data]``, and so on. Values are checked as they are
+written: a number in quotes is not a number.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+_INTERVAL = re.compile(r"(\d+(?:\.\d+)?)\s*(step|second|minute|hour|day)s?")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """How often something happens: every ``steps`` steps, or every ``seconds`` seconds; both 0 mean never."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+def parse_interval(text: str) -> Interval:
+    """Return the interval that ``"100 steps"``, ``"2 hours"`` or ``"never"`` means.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if text == "never":
+        return Interval()
+    found = _INTERVAL.fullmatch(text.strip())
+    if found is None or float(found[1]) == 0 or (found[2] == "step" and "." in found[1]):
+        raise ValueError('expected "100 steps", "2 hours", "never" or a number of steps')
+    if found[2] == "step":
+        return Interval(steps=int(found[1]))
+    return Interval(seconds=float(found[1]) * _UNIT_SECONDS[found[2]])
+
+
+def _spell_interval(value: Any) -> Any:
+    return f"{value} steps" if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _check_interval(text: str) -> str:
+    parse_interval(text)
+    return text
+
+
+Every = Annotated[str, BeforeValidator(_spell_interval), AfterValidator(_check_interval)]
+Count = Annotated[int, Field(ge=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Options = dict[str, Any]
+
+
+class Section(BaseModel):
+    """One table of the settings: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class SourceSettings(Section):
+    """One corpus of a mix: ``[[data.sources]]``."""
+
+    uri: str = Field(min_length=1)
+    """URI of the corpus."""
+    weight: Count = 1
+    """Samples drawn from this source, relative to the other sources: whole numbers, such as 7 and 3."""
+    transforms: Names = ()
+    """Transforms of this source's samples, before those of ``data.transforms``, by their plugins' names."""
+
+
+class DataSettings(Section):
+    """What is read, in which order, and how."""
+
+    uri: str = ""
+    """URI of the corpus; the command line's URI replaces it. Use ``[[data.sources]]`` instead to mix several."""
+    sources: Annotated[tuple[SourceSettings, ...], Field(strict=False)] = ()
+    """Corpora to mix, each with ``uri`` and ``weight``. Decides the order of samples."""
+    seq_len: Count = 1024
+    """Tokens per sequence. Decides the order of samples; longer sequences cost memory and quadratic attention."""
+    batch_size: Count = 32
+    """Sequences per step over all ranks. The data ranks and the microbatches must divide it."""
+    seed: int = 0
+    """Seed of the order of samples. Change it for another order of the same corpus."""
+    tokenizer: str = "bytes"
+    """``name`` or ``name:argument`` of the tokenizer of text corpora; corpora of tokens ignore it."""
+    text_column: str = "text"
+    """Column that holds the text. Change it where ``iostack inspect`` shows another name."""
+    transforms: Names = ()
+    """Transforms of every sample, in order, by their plugins' names. Decides what a sample is."""
+    lanes: Count | Literal["auto"] = "auto"
+    """Independent sub-streams of the order, fixed for the life of a run. ``"auto"``: the smallest multiple of the data
+    ranks that is at least 64. Choose a multiple of every number of ranks that the run will see."""
+    window: int | str = "256 MiB"
+    """Bytes of a lane inside which samples are shuffled. Smaller needs less cache, larger shuffles better."""
+    lookahead: int | str = "auto"
+    """Bytes that the loader reads ahead of the step, at most. Lower it where memory is short."""
+    threads: Count | Literal["auto"] = "auto"
+    """Threads that read and decode, per rank. Raise it where the log shows time waiting for data."""
+    cache_dir: str = ""
+    """Folder for copies of remote and compressed shards; empty: the user's cache folder. Choose a fast local disk."""
+    storage_options: Options = {}
+    """Options of the storage client, such as ``endpoint_url``. Never written to the run folder or to checkpoints, since
+    they may hold credentials: keep those in the environment, or repeat them when the run resumes."""
+
+
+class ModelSettings(BaseModel):
+    """Which model: its name, and options that the model itself declares and checks."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+
+    name: str = "decoder"
+    """Model, by its plugin's name. All other keys of the table are options of that model, such as ``dim``."""
+
+    @property
+    def options(self) -> Options:
+        """All keys but the name."""
+        return dict(self.model_extra or {})
+
+
+class TrainSettings(Section):
+    """The optimisation, the device and its arithmetic."""
+
+    steps: Count = 1000
+    """Steps of the whole run, and the end of the learning-rate schedule. Raise it to train on after the end."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak learning rate, reached after the warm-up."""
+    warmup_steps: int = Field(100, ge=0)
+    """Steps over which the learning rate rises from 0; capped at the steps of the run."""
+    minimum_learning_rate: float = Field(3e-5, ge=0)
+    """Learning rate at the last step, where the cosine ends."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay of AdamW, on matrices only."""
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
+    """Decay rates of AdamW's two averages. Lower the second where the loss spikes."""
+    gradient_clip: float = Field(1.0, ge=0)
+    """Global norm to which gradients are clipped; 0 turns clipping off."""
+    microbatch_size: Count | Literal["auto"] = "auto"
+    """Sequences per forward pass on one rank; ``"auto"``: all of the rank's share. Lower it where memory is short:
+    gradients of the microbatches are accumulated, the result stays the same."""
+    dtype: Literal["bf16", "fp32"] = "fp32"
+    """Arithmetic of the model: ``"bf16"`` on accelerators (parameters stay fp32), ``"fp32"`` to compare exactly."""
+    seed: int = 0
+    """Seed of the initial weights and of every other random stream of the model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; ``"auto"``: CUDA where there is one."""
+    threads: Count | Literal["auto"] = "auto"
+    """Threads of torch on the CPU, per rank, the same on every rank; ``"auto"``: the cores of the machine shared out to
+    its ranks. A resumed run on as many ranks keeps its first number, since sums depend on it."""
+    silence_s: float = Field(20.0, gt=0)
+    """Seconds without a sign of life after which a rank counts as lost and the run ends. Raise it where machines stall."""
+
+
+class ParallelSettings(BaseModel):
+    """How the work is split over the ranks. A table ``[parallel.NAME]`` holds the options of one parallelism."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+    __pydantic_extra__: dict[str, Options]
+
+    data: Count | Literal["auto"] = "auto"
+    """Replicas of the model, each on its own samples; ``"auto"``: what the other sizes leave of the ranks."""
+    data_shard: Count = 1
+    """Ranks that share one replica's parameters, each on its own samples. Raise it where the model does not fit."""
+    tensor: Count = 1
+    """Ranks that split each layer's matrices. Keep it within one machine."""
+    pipeline: Count = 1
+    """Stages that the layers are split into. Needs at least as many microbatches as stages."""
+    context: Count = 1
+    """Ranks that split one sequence. Raise it for very long sequences."""
+    use: Names = ()
+    """Parallelisms to use beyond those that the sizes ask for, by their plugins' names, such as ``["recompute"]``."""
+
+    @property
+    def options(self) -> dict[str, Options]:
+        """Options by the name of their parallelism."""
+        return dict(self.model_extra or {})
+
+
+class CheckpointSettings(Section):
+    """When and where the run is saved. It is always saved at its end, and when it is asked to stop."""
+
+    every: Every = "100 steps"
+    """``"100 steps"``, ``"2 hours"``, a number of steps, or ``"never"``. What is lost when a rank dies is at most this."""
+    keep: Count = 3
+    """Newest checkpoints that are kept."""
+    uri: str = ""
+    """Where checkpoints go; empty: ``checkpoints/`` in the run folder. All machines must reach it."""
+
+
+class EvaluationSettings(Section):
+    """The loss on a held-out corpus, written to ``evaluation.jsonl``."""
+
+    uri: str = ""
+    """URI of the held-out corpus; empty: no evaluation."""
+    every: Every = "500 steps"
+    """How often; always at the last step too. Only steps count here, so that every rank agrees."""
+    steps: int = Field(0, ge=0)
+    """Batches of ``data.batch_size`` per evaluation; 0: one whole pass."""
+
+
+class Settings(Section):
+    """All settings of a run."""
+
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    parallel: ParallelSettings = ParallelSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    callbacks: dict[str, Options] = {}
+    """Callbacks to call around the steps, by their plugins' names: ``[callbacks.NAME]`` holds the options."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if self.data.uri and self.data.sources:
+            raise ValueError("data.uri and data.sources exclude each other: give one corpus or a mix")
+        if self.train.minimum_learning_rate > self.train.learning_rate:
+            raise ValueError(
+                f"train.minimum_learning_rate = {self.train.minimum_learning_rate:g} is above"
+                f" train.learning_rate = {self.train.learning_rate:g}"
+            )
+        if parse_interval(self.evaluation.every).seconds:
+            raise ValueError(f"evaluation.every = {self.evaluation.every!r}: only steps count here")
+        return self
