@@ -101,7 +101,7 @@ class IndexedPlan:
                 draws = table[offset : offset + stop - done]
             else:
                 draws = table[times[done:stop] - window.first_time]
-            np.add(draws, window.axis_start, out=axis[done:stop])
+            np.add(draws, window.axis_start, out=axis[done:stop], dtype=np.int64)
             epochs[done:stop] = window.epoch
             done = stop
 
