@@ -86,9 +86,9 @@ class IndexedPlan:
         return order
 
     def lane_rows(self, lane: int, times: Int64s, epochs: Int64s, axis: Int64s) -> None:
-        """Write the epoch and the axis index of a lane's samples at ``times`` (ascending) into the two outputs.
+        """Write the epoch and the axis index of a lane's samples at ``times`` into the two outputs.
 
-        All three arrays are int64 of one length.
+        All three arrays are int64 of one length; ``times`` ascend and none is repeated.
         """
         done = 0
         while done < len(times):
@@ -117,15 +117,15 @@ class IndexedPlan:
         return Rows(epochs, shards, rows)
 
     def locate(self, positions: Int64s) -> Rows:
-        """Return where the samples at ``positions`` (any order) stand."""
+        """Return where the samples at ``positions`` (any order, repeated or not) stand."""
         epochs, axis = np.empty_like(positions), np.empty_like(positions)
         times, lanes = np.divmod(positions, self.lanes)
         for lane in np.unique(lanes):
             (chosen,) = np.nonzero(lanes == lane)
-            chosen = chosen[np.argsort(times[chosen], kind="stable")]
-            lane_epochs, lane_axis = np.empty_like(chosen), np.empty_like(chosen)
-            self.lane_rows(int(lane), times[chosen], lane_epochs, lane_axis)
-            epochs[chosen], axis[chosen] = lane_epochs, lane_axis
+            lane_times, places = np.unique(times[chosen], return_inverse=True)
+            lane_epochs, lane_axis = np.empty_like(lane_times), np.empty_like(lane_times)
+            self.lane_rows(int(lane), lane_times, lane_epochs, lane_axis)
+            epochs[chosen], axis[chosen] = lane_epochs[places], lane_axis[places]
         return self.rows_of(epochs, axis)
 
     def substitutes(self, position: int) -> Rows:
