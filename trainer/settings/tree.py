@@ -128,17 +128,17 @@ class TrainSettings(Section):
 
     steps: Count = 1000
     """Steps of the whole run, and the end of the learning-rate schedule. Raise it to train on after the end."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate, reached after the warm-up."""
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps over which the learning rate rises from 0; capped at the steps of the run."""
-    minimum_learning_rate: float = Field(3e-5, ge=0)
+    minimum_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     """Learning rate at the last step, where the cosine ends."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of AdamW, on matrices only."""
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
     """Decay rates of AdamW's two averages. Lower the second where the loss spikes."""
-    gradient_clip: float = Field(1.0, ge=0)
+    gradient_clip: Annotated[float, Field(ge=0)] = 1.0
     """Global norm to which gradients are clipped; 0 turns clipping off."""
     microbatch_size: Count | Literal["auto"] = "auto"
     """Sequences per forward pass on one rank; ``"auto"``: all of the rank's share. Lower it where memory is short:
@@ -152,7 +152,7 @@ class TrainSettings(Section):
     threads: Count | Literal["auto"] = "auto"
     """Threads of torch on the CPU, per rank, the same on every rank; ``"auto"``: the cores of the machine shared out to
     its ranks. A resumed run on as many ranks keeps its first number, since sums depend on it."""
-    silence_s: float = Field(20.0, gt=0)
+    silence_s: Annotated[float, Field(gt=0)] = 20.0
     """Seconds without a sign of life after which a rank counts as lost and the run ends. Raise it where machines stall."""
 
 
@@ -160,7 +160,7 @@ class ParallelSettings(BaseModel):
     """How the work is split over the ranks. A table ``[parallel.NAME]`` holds the options of one parallelism."""
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
-    __pydantic_extra__: dict[str, Options]
+    __pydantic_extra__: dict[str, Options] = Field(init=False)
 
     data: Count | Literal["auto"] = "auto"
     """Replicas of the model, each on its own samples; ``"auto"``: what the other sizes leave of the ranks."""
@@ -199,19 +199,19 @@ class EvaluationSettings(Section):
     """URI of the held-out corpus; empty: no evaluation."""
     every: Every = "500 steps"
     """How often; always at the last step too. Only steps count here, so that every rank agrees."""
-    steps: int = Field(0, ge=0)
+    steps: Annotated[int, Field(ge=0)] = 0
     """Batches of ``data.batch_size`` per evaluation; 0: one whole pass."""
 
 
 class Settings(Section):
     """All settings of a run."""
 
-    data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
-    train: TrainSettings = TrainSettings()
-    parallel: ParallelSettings = ParallelSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
+    data: DataSettings = Field(default_factory=DataSettings)
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    parallel: ParallelSettings = Field(default_factory=ParallelSettings)
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     callbacks: dict[str, Options] = {}
     """Callbacks to call around the steps, by their plugins' names: ``[callbacks.NAME]`` holds the options."""
 
