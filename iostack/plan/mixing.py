@@ -60,19 +60,20 @@ def _largest_remainders(weights: NDArray[np.float64], cycle: int) -> tuple[int, 
 def tijdeman_cycle(weights: Sequence[int]) -> NDArray[np.int16]:
     """Return the source of each position of one cycle of sum(weights); int16[C].
 
-    At each step, of the sources that must come now or soon, the one whose turn ends first is taken. O(C * sources).
+    At each step, of the sources that must come now or soon, the one whose turn ends first is taken; of several, the first.
+    O(C * sources). All but one correctly rounded division is in integers, so that rounding cannot decide a tie.
     """
     num_sources = len(weights)
     cycle = sum(weights)
     if num_sources == 1:
         return np.zeros(cycle, np.int16)
-    shares = np.asarray(weights, np.float64) / cycle
-    slack = 1.0 / (2 * num_sources - 2)
+    whole = np.asarray(weights, np.int64)
+    scale = 2 * num_sources - 2
     given = np.zeros(num_sources, np.int64)
     order = np.empty(cycle, np.int16)
     for step in range(1, cycle + 1):
-        due = shares * step - given
-        deadline = np.where((due >= slack - 1e-9) & (given < weights), (1 - slack - due) / shares, np.inf)
+        ready = scale * (whole * step - cycle * given) >= cycle
+        deadline = np.where(ready, (scale * given + scale - 1) / whole, np.inf)
         chosen = int(np.argmin(deadline))
         order[step - 1] = chosen
         given[chosen] += 1

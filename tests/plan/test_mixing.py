@@ -1,0 +1,171 @@
+"""Mixing: fair at every prefix, equal for every lane, and no sample of a source lost or repeated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from math import gcd, inf, nan
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from iostack.errors import PlanError
+from iostack.plan.mixing import Mix, integer_weights, tijdeman_cycle
+
+from . import reference
+from .strategies import Setup, corpora, examples, located, mixes
+
+
+@examples(80)
+@given(weights=st.lists(st.integers(1, 40), min_size=1, max_size=7))
+@example(weights=[14, 20, 25, 25, 1])
+@example(weights=[706, 202, 101])
+@example(weights=[1] * 20)
+def test_the_cycle_is_tijdemans_to_the_last_tie(weights: list[int]) -> None:
+    assert tijdeman_cycle(weights).tolist() == reference.cycle(weights)
+
+
+@examples(80)
+@given(weights=st.lists(st.integers(1, 40), min_size=1, max_size=7), rounds=st.integers(1, 3))
+def test_every_prefix_is_within_one_of_its_weight(weights: list[int], rounds: int) -> None:
+    total = sum(weights)
+    bound = 1 - Fraction(1, 2 * len(weights) - 2) if len(weights) > 1 else 0
+    given_by_source = [0] * len(weights)
+    for number, source in enumerate(tijdeman_cycle(weights).tolist() * rounds, start=1):
+        given_by_source[source] += 1
+        for weight, count in zip(weights, given_by_source):
+            assert abs(count - Fraction(weight * number, total)) <= bound
+
+
+def test_a_long_cycle_of_very_uneven_weights_is_fair_too() -> None:
+    weights = integer_weights([1e-6, 1e-3, 0.1, 3.0, 7.0], 64)
+    cycle = tijdeman_cycle(weights)
+    given_by_source = np.cumsum(cycle[:, None] == np.arange(5), axis=0)
+    wanted = np.arange(1, len(cycle) + 1)[:, None] * np.asarray(weights) / sum(weights)
+    assert np.abs(given_by_source - wanted).max() <= 1
+    assert given_by_source[-1].tolist() == list(weights)
+
+
+@examples(80)
+@given(mixed=mixes(), data=st.data())
+def test_sources_and_draws_equal_the_reference(mixed: tuple[list[int], int], data: st.DataObject) -> None:
+    weights, lanes = mixed
+    mix, expected = Mix(weights, lanes), reference.Mixed(weights, lanes)
+    lane = data.draw(st.integers(0, lanes - 1))
+    times = np.arange(3 * sum(weights) + 2)
+    assert mix.lane_sources(lane, times).tolist() == [
+        expected.source_of(time * lanes + lane) for time in times.tolist()
+    ]
+    for source in range(len(weights)):
+        before = mix.draws_before(lane, times, source).tolist()
+        assert before == [expected.draws_before(lane, time, source) for time in times.tolist()]
+
+
+@examples(60)
+@given(mixed=mixes())
+def test_every_lane_advances_every_source_by_its_weight_in_each_cycle(mixed: tuple[list[int], int]) -> None:
+    weights, lanes = mixed
+    mix = Mix(weights, lanes)
+    cycles = np.arange(4) * sum(weights)
+    for lane in range(lanes):
+        for source, weight in enumerate(weights):
+            for shift in range(sum(weights)):
+                advance = np.diff(mix.draws_before(lane, cycles + shift, source))
+                assert set(advance.tolist()) == {weight}
+
+
+@examples(60)
+@given(mixed=mixes())
+def test_each_source_meets_its_own_positions_once_and_in_order_per_lane(mixed: tuple[list[int], int]) -> None:
+    weights, lanes = mixed
+    mix, rounds = Mix(weights, lanes), 3
+    times = np.arange(rounds * sum(weights))
+    met: dict[int, list[int]] = {source: [] for source in range(len(weights))}
+    for lane in range(lanes):
+        sources = mix.lane_sources(lane, times)
+        for source, weight in enumerate(weights):
+            draws = mix.draws_before(lane, times[sources == source], source)
+            assert draws.tolist() == list(range(rounds * weight))
+            met[source] += (draws * lanes + lane).tolist()
+    for source, weight in enumerate(weights):
+        assert sorted(met[source]) == list(range(rounds * weight * lanes))
+
+
+@examples(30)
+@given(mixed=mixes(), first=corpora, second=corpora)
+def test_mixed_sources_are_each_read_epoch_after_epoch(
+    mixed: tuple[list[int], int], first: Setup, second: Setup
+) -> None:
+    weights, lanes = mixed
+    setups = [
+        Setup(setup.counts, setup.seed + source, lanes, setup.window)
+        for source, (_, setup) in enumerate(zip(weights, [first, second] * 3))
+    ]
+    mix, expected = Mix(weights, lanes), reference.Mixed(weights, lanes)
+    references = [setup.reference() for setup in setups]
+    plans = [setup.plan() for setup in setups]
+    num_positions = lanes * sum(weights) * 2
+    counted: Counter[tuple[int, tuple[int, int, int]]] = Counter()
+    for lane in range(lanes):
+        times = np.arange(num_positions // lanes)
+        sources = mix.lane_sources(lane, times)
+        for source in range(len(weights)):
+            chosen = times[sources == source]
+            draws = mix.draws_before(lane, chosen, source)
+            found = located(plans[source], (draws * lanes + lane).tolist())
+            own = [expected.at(time * lanes + lane) for time in chosen.tolist()]
+            assert found == [references[which].at(position) for which, position in own]
+            counted.update((source, sample) for sample in found)
+    assert set(counted.values()) == {1}
+    assert len(counted) == num_positions
+
+
+def test_a_cycle_that_shares_a_factor_with_the_lanes_is_refused() -> None:
+    with pytest.raises(PlanError, match="sum to 4, not coprime to 6 lanes"):
+        Mix((3, 1), 6)
+
+
+positive = st.floats(1e-3, 1e6, allow_nan=False)
+
+
+@examples(300)
+@given(weights=st.lists(st.one_of(positive, st.integers(1, 50)), min_size=1, max_size=8), lanes=st.integers(1, 2048))
+def test_integer_weights_are_close_and_their_sum_is_coprime_to_the_lanes(weights: list[float], lanes: int) -> None:
+    whole = integer_weights(weights, lanes)
+    total = sum(whole)
+    assert gcd(total, lanes) == 1
+    assert len(whole) == len(weights)
+    assert min(whole) >= 1
+    assert total <= 1009 + 2048
+    raised = sum(weight * total < sum(weights) for weight in weights)
+    for integer, weight in zip(whole, weights):
+        exact = weight / sum(weights) * total
+        assert abs(integer - exact) <= 1 + raised
+
+
+@examples(200)
+@given(
+    weights=st.lists(st.integers(1, 50), min_size=2, max_size=8), lanes=st.integers(1, 2048), factor=st.integers(1, 9)
+)
+def test_whole_weights_are_taken_as_they_are_where_they_fit(weights: list[int], lanes: int, factor: int) -> None:
+    least = [weight // gcd(*weights) for weight in weights]
+    whole = integer_weights([weight * factor for weight in weights], lanes)
+    if gcd(sum(least), lanes) == 1:
+        assert list(whole) == least
+    else:
+        assert sum(whole) >= 1009
+
+
+def test_one_source_needs_no_cycle() -> None:
+    assert integer_weights([0.3], 64) == (1,)
+    assert Mix((1,), 64).draws_before(5, np.arange(4), 0).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [0, 0.0, -1, -0.5, nan, inf, -inf])
+def test_weights_that_are_not_positive_numbers_are_refused_by_index(bad: float) -> None:
+    with pytest.raises(PlanError, match="source 1 has weight"):
+        integer_weights([1, bad, 2], 64)
+    with pytest.raises(PlanError, match="source 0 has weight"):
+        integer_weights([bad], 64)
