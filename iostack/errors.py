@@ -17,8 +17,10 @@ both on one line each and exits with ``exit_code``: 2 where the request was wron
     │   ├── ShardError          one shard is damaged: truncated, shrunken, hostile
     │   └── SampleError         one sample is bad: the loader substitutes it
     ├── OriginError             storage did not answer as it should
+    ├── CacheError              the cache folder cannot take an object: full, not writable
     ├── SubstitutionError       too many bad samples, or nothing good to take instead
     ├── CheckpointError         a checkpoint cannot be written or read
+    │   └── BrokenStepError     one saved step cannot be used: loading skips it
     └── RunError                a training run cannot start or go on
         ├── RunLockedError      another run holds the run folder
         └── RankLostError       a rank died or fell silent; names it
@@ -104,12 +106,20 @@ class OriginError(IostackError):
     """The storage behind a URI failed or answered nonsense."""
 
 
+class CacheError(IostackError):
+    """The cache folder cannot take an object: the disk is full, or the folder is not writable."""
+
+
 class SubstitutionError(IostackError):
     """More samples were bad than the budget allows, or a whole window was."""
 
 
 class CheckpointError(IostackError):
     """A checkpoint cannot be written, or none can be read."""
+
+
+class BrokenStepError(CheckpointError):
+    """One saved step is damaged, incomplete, or of other tensors; loading takes the one before it."""
 
 
 class RunError(IostackError):
