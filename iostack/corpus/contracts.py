@@ -1,6 +1,6 @@
 """What storage, formats, transforms and tokenizers promise: the protocols that data plugins implement.
 
-    URI ──Origin.list──> [ObjectInfo] ──Format.find_shards──> [Shard] ──cache──> local files ──Format.open──> ShardReader
+URI ──Origin.list──> [ObjectInfo] ──Format.find_shards──> [Shard] ──cache──> local files ──Format.open──> ShardReader
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ class Origin(Protocol):
         Raises:
             CorpusNotFoundError: nothing is there.
         """
+        ...
+
+    def info(self, path: str) -> ObjectInfo | None:
+        """Return what one object is like now, or None if it is not there."""
         ...
 
     def local_path(self, path: str) -> Path | None:

@@ -1,0 +1,117 @@
+"""Whole objects in a folder: each is filled once, by one process, and appears complete or not at all.
+
+absent ──lock──> filling (.part) ──size checked, fsync, rename──> resident
+   ^                 │ killed: the lock goes with the process
+   └─────────────────┘ the next one to fill starts the .part anew
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from iostack.cache.decompress import decompress
+from iostack.cache.folder import object_id
+from iostack.cache.lock import fill_lock, sweep
+from iostack.cache.residency import Item, Source
+from iostack.errors import CacheError, OriginError
+
+logger = logging.getLogger(__name__)
+
+FREE_FLOOR_BYTES = 256 << 20
+"""Space that a fill leaves free on the disk of the cache folder."""
+
+
+class WholeObjects:
+    """Residency of one origin's objects; ``namespace`` tells this origin from all others that share the folder.
+
+    Local uncompressed files are used in place. ``patience_s``: how long to wait for another process that fills the same
+    object without making progress.
+    """
+
+    def __init__(self, source: Source, folder: Path, *, namespace: str, patience_s: float = 300.0) -> None:
+        self._source = source
+        self._folder = folder / "objects"
+        self._namespace = namespace
+        self._patience_s = patience_s
+        self._swept = False
+
+    def find(self, item: Item) -> Path | None:
+        """Return the local file of an object that is resident, else None."""
+        if not item.compression and (local := self._source.local_path(item.path)) is not None:
+            return local
+        target = self._target(item)
+        return target if target.exists() else None
+
+    def bring(self, item: Item) -> Path:
+        """Return the local file of an object, bringing it here first; see ``Residency.bring``."""
+        if (found := self.find(item)) is not None:
+            return found
+        target = self._target(item)
+        with _disk_errors(self._folder):
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._sweep_once()
+            name = f"{self._source.uri} {item.path}"
+            with fill_lock(target, waits_for=name, patience_s=self._patience_s):
+                if not target.exists():
+                    self._fill(item, target)
+        return target
+
+    def _target(self, item: Item) -> Path:
+        name = object_id(self._namespace, item.path, item.bytes, item.etag, item.compression)
+        return self._folder / name[:2] / name
+
+    def _fill(self, item: Item, target: Path) -> None:
+        part, fetched = target.with_suffix(".part"), target.with_suffix(".fetch.part")
+        try:
+            compressed = self._source.local_path(item.path) if item.compression else None
+            if compressed is None:
+                compressed = fetched if item.compression else part
+                self._fetch(item, compressed)
+            if item.compression:
+                name = f"{self._source.uri} {item.path}"
+                decompress(compressed, part, kind=item.compression, name=name, free_floor_bytes=FREE_FLOOR_BYTES)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+            fetched.unlink(missing_ok=True)
+
+    def _fetch(self, item: Item, destination: Path) -> None:
+        free = shutil.disk_usage(destination.parent).free
+        if item.bytes > free - FREE_FLOOR_BYTES:
+            raise CacheError(
+                f"the cache folder {self._folder.parent} is full: {item.path} takes {item.bytes:,} bytes, "
+                f"{max(0, free - FREE_FLOOR_BYTES):,} are free",
+                hint="free some space, or name another folder with --cache-dir or IOSTACK_CACHE",
+            )
+        destination.unlink(missing_ok=True)
+        self._source.fetch(item.path, destination)
+        size = destination.stat().st_size
+        if size != item.bytes:
+            raise OriginError(
+                f"{self._source.uri} {item.path}: {size:,} bytes came instead of {item.bytes:,}",
+                hint="the object changes while it is read, or the store cut the answer short: try again",
+            )
+
+    def _sweep_once(self) -> None:
+        if not self._swept:
+            self._swept = True
+            if removed := sweep(self._folder):
+                logger.info("removed %d unfinished files of killed processes from %s", removed, self._folder)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"the cache folder {folder.parent} cannot be used: {error.strerror or error}",
+            hint="free some space, or name another folder with --cache-dir or IOSTACK_CACHE",
+        ) from error

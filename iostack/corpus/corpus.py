@@ -1,0 +1,274 @@
+"""A corpus: what is behind a URI, as shards that can be brought here, opened and read by row."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iostack.cache.folder import cache_folder, object_id
+from iostack.cache.residency import Item, Residency
+from iostack.cache.whole_objects import WholeObjects
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles, ShardReader
+from iostack.corpus.detect import detect, format_named
+from iostack.corpus.manifest import SIDECAR, Manifest, load_manifest, manifest_of
+from iostack.corpus.origins import open_origin
+from iostack.errors import CorpusError, FormatError, ShardError
+
+_OPEN_READERS = 128
+_COUNT_THREADS = 16
+
+
+def open_corpus(
+    uri: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **storage_options: Any,
+) -> Corpus:
+    """Open what is behind ``uri``: a folder, a prefix or one object, local or of any scheme that fsspec knows.
+
+    With a manifest (``iostack index URI``) nothing is listed; without one the origin is listed and the format is told
+    by the objects' names. ``storage_options`` go to the storage plugin as they are.
+
+    Raises:
+        CorpusNotFoundError: nothing is there.
+        FormatError: no format, or several, claim what is there.
+        OriginError: the storage did not answer.
+    """
+    place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
+    if (kept := place.load_manifest()) is not None:
+        if format not in (None, kept.format):
+            raise FormatError(
+                f"{place.uri} was indexed as {kept.format}, not as {format}",
+                hint=f"run: iostack index --format {format} {place.uri}",
+            )
+        return Corpus(place, format_named(kept.format), kept, indexed=True)
+    found = detect(place.origin.list(), format=format, uri=place.uri)
+    manifest = manifest_of(found.format.name, found.shards, _cheap_counts(found.format, found.shards, place.origin))
+    return Corpus(place, found.format, manifest, ignored=found.ignored)
+
+
+class Place:
+    """Where a corpus is and where its bytes go: an origin, the cache folder, and the residency between them."""
+
+    def __init__(self, uri: str, folder: Path, options: dict[str, Any]) -> None:
+        self.arguments = (uri, folder, options)
+        self.folder = folder
+        self.origin: Origin = open_origin(uri, options)
+        self.uri = self.origin.uri
+        self.namespace = object_id(self.uri, *_endpoints(options), os.environ.get("AWS_ENDPOINT_URL", ""))
+        self.residency: Residency = WholeObjects(self.origin, folder, namespace=self.namespace)
+
+    @property
+    def own_manifest(self) -> Path:
+        """Path in the cache folder of the manifest of a corpus that cannot be written to."""
+        return self.folder / "manifests" / f"{self.namespace}.arrow"
+
+    def load_manifest(self) -> Manifest | None:
+        """Return the manifest beside the corpus, else the one in the cache folder, else None."""
+        info = self.origin.info(SIDECAR)
+        if info is None:
+            if not self.own_manifest.exists():
+                return None
+            return load_manifest(self.own_manifest, source=str(self.own_manifest))
+        source = f"{self.uri.rstrip('/')}/{SIDECAR}"
+        if info.etag:
+            return load_manifest(self.residency.bring(Item(info.path, info.bytes, info.etag)), source=source)
+        return load_manifest(self.origin.read(SIDECAR, 0, info.bytes), source=source)
+
+    def shard_files(self, shard: Shard, format: Format) -> ShardFiles:
+        """Bring the objects of a shard here and return their local files.
+
+        Raises:
+            ShardError: one of them is gone, or is not the size that it was.
+        """
+        files = [self._bring(shard.object, shard.compression), *(self._bring(each, "") for each in shard.companions)]
+        info = self._local_info(shard.object) or shard.object
+        index = self.folder / "index" / object_id(self.namespace, info.path, info.bytes, info.etag, format.name)
+        index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return ShardFiles(self.name(info.path), files[0], tuple(files[1:]), index)
+
+    def name(self, path: str) -> str:
+        """Return the URI of one object, without credentials."""
+        return self.uri if self.uri.endswith(f"/{path}") else f"{self.uri.rstrip('/')}/{path}"
+
+    def item(self, info: ObjectInfo, compression: str) -> Item:
+        """Return what the residency is asked for; a local compressed file counts as it is now."""
+        current = (self._local_info(info) if compression else None) or info
+        return Item(current.path, current.bytes, current.etag, compression)
+
+    def _bring(self, info: ObjectInfo, compression: str) -> Path:
+        item = self.item(info, compression)
+        found = self.residency.find(item)
+        if found is None or self.origin.local_path(info.path) is not None:
+            self._check_unchanged(info)
+        return found or self.residency.bring(item)
+
+    def _local_info(self, info: ObjectInfo) -> ObjectInfo | None:
+        return self.origin.info(info.path) if self.origin.local_path(info.path) is not None else None
+
+    def _check_unchanged(self, info: ObjectInfo) -> None:
+        now = self.origin.info(info.path)
+        if now is None:
+            change = "is gone"
+        elif now.bytes < info.bytes:
+            change = f"shrank from {info.bytes:,} to {now.bytes:,} bytes"
+        elif now.bytes > info.bytes:
+            change = f"grew from {info.bytes:,} to {now.bytes:,} bytes"
+        else:
+            return
+        raise ShardError(f"{self.name(info.path)} {change} since it was indexed", hint=f"run: iostack index {self.uri}")
+
+
+class Corpus:
+    """All data behind one URI. Thread-safe. Pickles as its URI and options, and opens anew where it is unpickled."""
+
+    def __init__(
+        self,
+        place: Place,
+        format: Format,
+        manifest: Manifest,
+        *,
+        indexed: bool = False,
+        ignored: tuple[ObjectInfo, ...] = (),
+    ) -> None:
+        self.uri = place.uri
+        self.format = format
+        self.manifest = manifest
+        self.fingerprint = manifest.fingerprint
+        self.num_shards = manifest.num_shards
+        self.indexed = indexed
+        """Whether the manifest was read, rather than made from a listing."""
+        self.ignored = ignored
+        """Objects of the listing that no format claimed; empty if there was a manifest, since nothing was listed."""
+        self._place = place
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._readers_lock = threading.Lock()
+        self._opening = [threading.Lock() for _ in range(64)]
+
+    def __repr__(self) -> str:
+        return f"<Corpus {self.uri}: {self.format.name}, {self.num_shards:,} shards>"
+
+    def __len__(self) -> int:
+        """Return the number of samples.
+
+        Raises:
+            CorpusError: the shards have not been counted.
+        """
+        return int(self._ends[-1]) if self.num_shards else 0
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample; opens its shard if it is not open.
+
+        Raises:
+            IndexError: beyond the ends.
+            SampleError: that sample is bad.
+        """
+        length = len(self)
+        if not -length <= index < length:
+            raise IndexError(f"sample {index} of {length}")
+        position = index % length
+        shard = int(np.searchsorted(self._ends, position, side="right"))
+        row = position - (int(self._ends[shard - 1]) if shard else 0)
+        sample = self.open_shard(shard).read([row])[0]
+        if isinstance(sample, Exception):
+            raise sample
+        return sample
+
+    def open_shard(self, shard: int) -> ShardReader:
+        """Return the reader of a shard, bringing its bytes here first. It stays valid for as long as it is held.
+
+        Raises:
+            ShardError: damaged, or not what the manifest says.
+        """
+        with self._opening[shard % len(self._opening)]:
+            with self._readers_lock:
+                if (reader := self._readers.get(shard)) is not None:
+                    self._readers.move_to_end(shard)
+                    return reader
+            files = self._place.shard_files(self.manifest.shard(shard), self.format)
+            reader = self.format.open(files)
+            self._check_counts(shard, reader.counts)
+            with self._readers_lock:
+                self._readers[shard] = reader
+                while len(self._readers) > _OPEN_READERS:
+                    self._readers.popitem(last=False)  # its files close when the last user lets go of it
+            return reader
+
+    def fetch_shard(self, shard: int) -> None:
+        """Bring the bytes of a shard to this machine; returns at once if they are here."""
+        self._place.shard_files(self.manifest.shard(shard), self.format)
+
+    def is_resident(self, shard: int) -> bool:
+        """Return whether the bytes of a shard are on this machine."""
+        wanted = self.manifest.shard(shard)
+        objects = [(wanted.object, wanted.compression), *((each, "") for each in wanted.companions)]
+        return all(self._place.residency.find(self._place.item(*each)) is not None for each in objects)
+
+    def shard_name(self, shard: int) -> str:
+        """Return the URI of a shard, without credentials."""
+        return self._place.name(self.manifest.path(shard))
+
+    def close(self) -> None:
+        """Close the open shards; arrays handed out stay valid."""
+        with self._readers_lock:
+            while self._readers:
+                self._readers.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reopen, (*self._place.arguments, self.format.name)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        if self.manifest.samples is None:
+            raise CorpusError(
+                f"{self.uri}: the samples of its shards have not been counted", hint=f"run: iostack index {self.uri}"
+            )
+        return cast("NDArray[np.int64]", np.cumsum(self.manifest.samples))
+
+    def _check_counts(self, shard: int, found: Counts) -> None:
+        known = self.manifest.counts(shard)
+        if known is not None and known != found:
+            raise ShardError(
+                f"{self.shard_name(shard)} holds {found.samples:,} samples, the manifest says {known.samples:,}",
+                hint=f"run: iostack index {self.uri}",
+            )
+
+
+def _reopen(uri: str, folder: Path, options: dict[str, Any], format: str) -> Corpus:
+    return open_corpus(uri, format=format, cache_dir=folder, **options)
+
+
+def _cheap_counts(format: Format, shards: Any, origin: Origin) -> list[Counts | None]:
+    """Count the shards if the format can without opening them; the first one tells whether it can."""
+    first = format.count(shards[0], origin)
+    if first is None:
+        return [None] * len(shards)
+    with ThreadPoolExecutor(_COUNT_THREADS) as threads:
+        return [first, *threads.map(lambda shard: format.count(shard, origin), shards[1:])]
+
+
+def _endpoints(options: Any) -> list[str]:
+    """Return the options that say which server is meant, as text: two servers may hold the same bucket and key."""
+    found = []
+    for key, value in sorted(options.items()):
+        if isinstance(value, dict):
+            found += _endpoints(value)
+        elif any(word in str(key).lower() for word in ("endpoint", "url", "host", "port", "account_name")):
+            found.append(f"{key}={value}")
+    return found

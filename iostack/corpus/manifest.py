@@ -1,0 +1,226 @@
+"""The manifest: the table of a corpus's shards, one row each, as an Arrow IPC file that is mapped, never parsed.
+
+Nothing here loops over shards when a manifest is opened, so one of a million shards opens in milliseconds. A manifest
+comes from beside the data and is trusted no more than the data: text is bounds-checked where it is read, counts where
+they are summed, and paths cannot leave the corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from iostack.corpus.contracts import Counts, ObjectInfo, Shard
+from iostack.corpus.paths import check_path
+from iostack.errors import CorpusError
+
+SIDECAR = ".iostack/manifest.arrow"
+"""Path of the manifest below the URI of its corpus."""
+
+_VERSION = "1"
+_UNKNOWN = -1
+_NUMBERS = ("bytes", "samples", "tokens")
+_TEXTS = ("path", "etag", "compression", "companions")
+
+
+class Manifest:
+    """The shards of one corpus, column by column; a count of -1 is unknown. Immutable and thread-safe.
+
+    ``bytes``, ``samples`` and ``tokens`` are read-only int64 views of the mapped file; ``samples`` (``tokens``) is None
+    if that of any shard is unknown.
+    """
+
+    def __init__(self, batch: Any, *, source: str) -> None:
+        self._batch = batch
+        self._source = source
+        metadata = batch.schema.metadata or {}
+        if metadata.get(b"iostack.manifest") != _VERSION.encode():
+            raise self._damaged("it is not a manifest of this version")
+        try:
+            batch.validate()
+            numbers = [batch.column(name).to_numpy(zero_copy_only=True) for name in _NUMBERS]
+            self._texts = {name: _Texts(batch.column(name)) for name in _TEXTS}
+            self.format: str = metadata[b"format"].decode()
+            self.fingerprint: str = metadata[b"fingerprint"].decode()
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise self._damaged(str(error)) from error
+        if any(column.dtype != np.int64 for column in numbers):
+            raise self._damaged("a column of numbers is not int64")
+        self.num_shards: int = batch.num_rows
+        self.bytes: NDArray[np.int64] = numbers[0]
+        self.samples = self._counts(numbers[1])
+        self.tokens = self._counts(numbers[2])
+
+    def _counts(self, column: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        if not len(column):
+            return column
+        low, high = int(column.min()), int(column.max())
+        if low < _UNKNOWN or high > 2**62 // len(column):
+            raise self._damaged(f"it counts {low if low < _UNKNOWN else high} in one shard")
+        return None if low == _UNKNOWN else column
+
+    def _damaged(self, reason: str) -> CorpusError:
+        return CorpusError(
+            f"{self._source}: the manifest is damaged: {reason}", hint="write it anew: iostack index URI"
+        )
+
+    @property
+    def total_samples(self) -> int | None:
+        """Samples of all shards, or None if unknown."""
+        return None if self.samples is None else int(self.samples.sum())
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Tokens of all shards, or None if unknown."""
+        return None if self.tokens is None else int(self.tokens.sum())
+
+    def path(self, shard: int) -> str:
+        """Return the path of a shard, relative to the corpus.
+
+        Raises:
+            ShardError: it would lead out of the corpus.
+        """
+        return check_path(self._text("path", shard), source=self._source)
+
+    def etag(self, shard: int) -> str:
+        """Return the etag of a shard when it was indexed; may be empty."""
+        return self._text("etag", shard)
+
+    def shard(self, shard: int) -> Shard:
+        """Return one row as a ``Shard``."""
+        try:
+            companions = json.loads(self._text("companions", shard) or "[]")
+            others = tuple(
+                ObjectInfo(check_path(str(path), source=self._source), int(size), str(etag))
+                for path, size, etag in companions
+            )
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._damaged(f"shard {shard}: {error}") from error
+        return Shard(
+            ObjectInfo(self.path(shard), int(self.bytes[shard]), self.etag(shard)),
+            others,
+            self._text("compression", shard),
+        )
+
+    def counts(self, shard: int) -> Counts | None:
+        """Return the counts of one shard, or None if they are unknown."""
+        samples, tokens = (int(self._batch.column(name)[shard].as_py()) for name in ("samples", "tokens"))
+        return None if samples == _UNKNOWN else Counts(samples, None if tokens == _UNKNOWN else tokens)
+
+    def _text(self, column: str, shard: int) -> str:
+        try:
+            return self._texts[column][shard]
+        except ValueError as error:
+            raise self._damaged(f"{column} of shard {shard}: {error}") from error
+
+    def to_bytes(self) -> bytes:
+        """Return the Arrow IPC file."""
+        import pyarrow as pa
+
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, self._batch.schema) as writer:
+            writer.write_batch(self._batch)
+        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+class _Texts:
+    """A column of strings that checks its offsets when it is read: Arrow itself trusts them."""
+
+    def __init__(self, column: Any) -> None:
+        if str(column.type) != "large_string" or column.null_count or column.offset:
+            raise ValueError(f"a column of text is {column.type} with {column.null_count} nulls")
+        _, offsets, data = column.buffers()
+        self._offsets = np.frombuffer(offsets, np.int64)
+        self._data = memoryview(data) if data is not None else memoryview(b"")
+
+    def __getitem__(self, row: int) -> str:
+        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        if not 0 <= start <= stop <= len(self._data):
+            raise ValueError(f"text from {start} to {stop} of {len(self._data)} bytes")
+        return bytes(self._data[start:stop]).decode()
+
+
+def manifest_of(format: str, shards: Sequence[Shard], counts: Sequence[Counts | None]) -> Manifest:
+    """Build the manifest of ``shards`` in their order; a count of None is unknown."""
+    return manifest_from_columns(
+        format=format,
+        paths=[shard.object.path for shard in shards],
+        bytes=[shard.object.bytes for shard in shards],
+        samples=[_UNKNOWN if known is None else known.samples for known in counts],
+        tokens=[_UNKNOWN if known is None or known.tokens is None else known.tokens for known in counts],
+        etags=[shard.object.etag for shard in shards],
+        compressions=[shard.compression for shard in shards],
+        companions=[
+            json.dumps([[other.path, other.bytes, other.etag] for other in shard.companions])
+            if shard.companions
+            else ""
+            for shard in shards
+        ],
+    )
+
+
+def manifest_from_columns(
+    *,
+    format: str,
+    paths: Sequence[str],
+    bytes: ArrayLike,
+    samples: ArrayLike,
+    tokens: ArrayLike | None = None,
+    etags: Sequence[str] | None = None,
+    compressions: Sequence[str] | None = None,
+    companions: Sequence[str] | None = None,
+) -> Manifest:
+    """Build a manifest from columns of equal length; ``companions`` holds JSON: ``[[path, bytes, etag], ...]``."""
+    import pyarrow as pa
+
+    empty = [""] * len(paths)
+    numbers = [
+        np.full(len(paths), _UNKNOWN, np.int64) if column is None else np.ascontiguousarray(column, np.int64)
+        for column in (bytes, samples, tokens)
+    ]
+    columns = {
+        **{name: pa.array(column) for name, column in zip(_NUMBERS, numbers, strict=True)},
+        "path": pa.array(paths, pa.large_string()),
+        "etag": pa.array(etags or empty, pa.large_string()),
+        "compression": pa.array(compressions or empty, pa.large_string()),
+        "companions": pa.array(companions or empty, pa.large_string()),
+    }
+    metadata = {"iostack.manifest": _VERSION, "format": format, "fingerprint": _fingerprint(paths, numbers)}
+    batch = pa.record_batch(columns)
+    return Manifest(batch.replace_schema_metadata(metadata), source="a manifest in memory")
+
+
+def load_manifest(file: Path | bytes, *, source: str) -> Manifest:
+    """Open a manifest: a path is mapped. ``source`` names it in errors.
+
+    Raises:
+        CorpusError: it is damaged.
+    """
+    import pyarrow as pa
+
+    try:
+        data = pa.memory_map(str(file)) if isinstance(file, Path) else pa.BufferReader(file)
+        reader = pa.ipc.open_file(data)
+        if reader.num_record_batches != 1:
+            raise pa.ArrowInvalid(f"{reader.num_record_batches} record batches instead of one")
+        batch = reader.get_batch(0)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise CorpusError(
+            f"{source}: the manifest is damaged: {error}", hint="write it anew: iostack index URI"
+        ) from error
+    return Manifest(batch, source=source)
+
+
+def _fingerprint(paths: Sequence[str], numbers: Sequence[NDArray[np.int64]]) -> str:
+    """Hash the ordered (path, bytes, samples, tokens): the same for every copy of the corpus."""
+    hasher = hashlib.blake2b(b"iostack fingerprint 1\0", digest_size=16)
+    hasher.update("\0".join(paths).encode())
+    for column in numbers:
+        hasher.update(column.astype("<i8", copy=False).data)
+    return hasher.hexdigest()

@@ -1,0 +1,36 @@
+"""From a URI to the storage behind it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from iostack.corpus.contracts import Origin
+from iostack.errors import OriginError, redact
+from iostack.registry import registry
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)(?=://|::)")
+
+
+def scheme_of(uri: str) -> str:
+    """Return the scheme of a URI in lower case; a plain path is ``"file"``."""
+    found = _SCHEME.match(uri)
+    return found.group(1).lower() if found else "file"
+
+
+def open_origin(uri: str, options: Mapping[str, Any]) -> Origin:
+    """Open the storage behind ``uri`` with the plugin that serves its scheme.
+
+    Raises:
+        OriginError: no plugin serves it.
+    """
+    scheme = scheme_of(uri)
+    openers = registry().named("iostack_origins")
+    opener = openers.get(scheme) or openers.get("*")
+    if opener is None:
+        raise OriginError(
+            f"no plugin opens {scheme}:// ({redact(uri)}){registry().blame_broken()}",
+            hint="run: iostack plugins",
+        )
+    return cast(Origin, opener(uri, options))

@@ -1,0 +1,108 @@
+"""Format "jsonl": one JSON object per line, plain or compressed; the row index holds where each line starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iostack import hookimpl
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
+from iostack.corpus.detect import shards_by_suffix
+from iostack.corpus.mapping import Mapped, map_file
+from iostack.corpus.row_index import RowIndex, load_or_build
+from iostack.errors import SampleError
+
+_MAX_LINE_BYTES = 256 << 20
+_BLOCK_BYTES = 16 << 20
+_BLANKS = np.frombuffer(b" \t\r\n", np.uint8)
+
+
+@hookimpl
+def iostack_formats() -> Sequence[Format]:
+    return [Jsonl()]
+
+
+class Jsonl:
+    """Files ``.jsonl`` and ``.ndjson``, also with ``.gz`` or ``.zst``; ``.json`` where there is nothing else."""
+
+    name = "jsonl"
+    holds_tokens = False
+
+    def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
+        found = shards_by_suffix(objects, (".jsonl", ".ndjson"))
+        if not found and all(PurePosixPath(info.path).suffix == ".json" for info in objects):
+            found = [Shard(info) for info in objects]
+        return found
+
+    def count(self, shard: Shard, origin: Origin) -> Counts | None:
+        return None
+
+    def open(self, files: ShardFiles) -> JsonlReader:
+        mapped = map_file(files.path, name=files.name)
+        build = partial(_find_lines, mapped)
+        index = load_or_build(files.index, made_by="jsonl 1", shard_bytes=len(mapped), build=build)
+        return JsonlReader(files.name, mapped, index.arrays["start"])
+
+
+class JsonlReader:
+    """Rows of one file; blank lines are none."""
+
+    def __init__(self, name: str, mapped: Mapped, starts: NDArray[np.int64]) -> None:
+        self._name = name
+        self._mapped: Mapped = mapped
+        self._starts = starts
+        self.counts = Counts(len(starts) - 1)
+
+    def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        wanted = np.asarray(rows, np.int64)
+        starts, stops = self._starts[wanted].tolist(), self._starts[wanted + 1].tolist()
+        return [self._parse(start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+    def _parse(self, start: int, stop: int) -> Sample | Exception:
+        if stop - start > _MAX_LINE_BYTES:
+            return self._bad(start, f"{stop - start:,} bytes long, the limit is {_MAX_LINE_BYTES:,}")
+        try:
+            sample: Any = json.loads(self._mapped[start:stop].decode())
+        except (ValueError, RecursionError) as error:
+            return self._bad(start, str(error))
+        if not isinstance(sample, dict):
+            return self._bad(start, f"a JSON object was expected, not {type(sample).__name__}")
+        return sample
+
+    def _bad(self, start: int, reason: str) -> SampleError:
+        line = 1 + sum(
+            np.count_nonzero(_bytes(self._mapped, at, min(at + _BLOCK_BYTES, start)) == ord("\n"))
+            for at in range(0, start, _BLOCK_BYTES)
+        )
+        return SampleError(f"{self._name}: line {line:,}: {reason}", hint="correct the line or remove it")
+
+    def close(self) -> None:
+        self._mapped = b""
+
+
+def _bytes(mapped: Mapped, start: int, stop: int) -> NDArray[np.uint8]:
+    return np.frombuffer(mapped, np.uint8, stop - start, start)
+
+
+def _find_lines(mapped: Mapped) -> RowIndex:
+    """Find where every line that is not blank starts, and the end of the file."""
+    size = len(mapped)
+    first = 3 if mapped[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
+    found = [np.array([first], np.int64)]
+    for start in range(0, size, _BLOCK_BYTES):
+        block = _bytes(mapped, start, min(start + _BLOCK_BYTES, size))
+        found.append(np.flatnonzero(block == ord("\n")) + (start + 1))
+    starts = np.concatenate(found)
+    starts = starts[starts < size]
+    if len(starts):
+        suspects = np.flatnonzero(np.isin(_bytes(mapped, 0, size)[starts], _BLANKS))
+        stops = np.append(starts, size)[suspects + 1]
+        blank = [not mapped[a:b].strip() for a, b in zip(starts[suspects].tolist(), stops.tolist(), strict=True)]
+        starts = np.delete(starts, suspects[np.array(blank, bool)])
+    return RowIndex({"start": np.append(starts, size)}, {})

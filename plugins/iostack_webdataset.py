@@ -1,0 +1,124 @@
+"""Format "webdataset": tar archives whose members are grouped into samples by the names they share.
+
+The rule is webdataset's own (``webdataset/tariterators.py``): ``dir/key.ext1.ext2`` belongs to the sample ``dir/key``
+under the name ``ext1.ext2`` in lower case; a sample ends where the key changes; members without an extension and those
+named ``__...__`` are skipped. Values are the members' bytes: decoding is a transform's business.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iostack import hookimpl
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
+from iostack.corpus.detect import shards_by_suffix
+from iostack.corpus.mapping import Mapped, map_file
+from iostack.corpus.row_index import RowIndex, load_or_build
+from iostack.corpus.tar_index import members
+from iostack.errors import ShardError
+
+_KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_SKIPPED = re.compile(r"__[^/]*__($|/)")
+
+
+@hookimpl
+def iostack_formats() -> Sequence[Format]:
+    return [WebDataset()]
+
+
+class WebDataset:
+    """Files ``.tar``; compressed ones (``.tar.gz``, ``.tgz``, ``.tar.zst``) are decompressed into the cache."""
+
+    name = "webdataset"
+    holds_tokens = False
+
+    def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
+        return shards_by_suffix(objects, (".tar",))
+
+    def count(self, shard: Shard, origin: Origin) -> Counts | None:
+        return None
+
+    def open(self, files: ShardFiles) -> TarReader:
+        mapped = map_file(files.path, name=files.name)
+        build = partial(_group, mapped, files.name)
+        index = load_or_build(files.index, made_by="webdataset 1", shard_bytes=len(mapped), build=build)
+        return TarReader(mapped, index)
+
+
+class TarReader:
+    """Samples of one archive, sliced out of its map."""
+
+    def __init__(self, mapped: Mapped, index: RowIndex) -> None:
+        self._mapped: Mapped = mapped
+        self._key_ends = index.arrays["key_end"]
+        self._keys = index.arrays["keys"]
+        self._ends = index.arrays["member_end"]
+        self._extension = index.arrays["extension"]
+        self._offset = index.arrays["offset"]
+        self._size = index.arrays["size"]
+        self._extensions: list[str] = json.loads(index.notes["extensions"])
+        self.counts = Counts(len(self._ends) - 1)
+
+    def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        wanted = np.asarray(rows, np.int64)
+        starts, stops = self._ends[wanted].tolist(), self._ends[wanted + 1].tolist()
+        key_starts, key_stops = self._key_ends[wanted].tolist(), self._key_ends[wanted + 1].tolist()
+        samples: list[Sample | Exception] = []
+        for start, stop, key_start, key_stop in zip(starts, stops, key_starts, key_stops, strict=True):
+            key = self._keys[key_start:key_stop].tobytes().decode("utf-8", "surrogateescape")
+            sample: Sample = {"__key__": key}
+            for extension, offset, size in zip(
+                self._extension[start:stop].tolist(),
+                self._offset[start:stop].tolist(),
+                self._size[start:stop].tolist(),
+                strict=True,
+            ):
+                sample[self._extensions[extension]] = self._mapped[offset : offset + size]
+            samples.append(sample)
+        return samples
+
+    def close(self) -> None:
+        self._mapped = b""
+
+
+def _group(mapped: Mapped, name: str) -> RowIndex:
+    """Build the row index: of each sample its key and where its members end, of each member its name and place."""
+    keys: list[bytes] = []
+    ends: list[int] = [0]
+    places: list[tuple[int, int, int]] = []
+    extensions: dict[str, int] = {}
+    current, seen = None, set[str]()
+    for member in members(mapped, source=name):
+        split = _KEY_AND_EXTENSION.match(member.name)
+        if split is None or _SKIPPED.match(member.name):
+            continue
+        key, extension = split.group(1), split.group(2).lower()
+        if key != current:
+            current, seen = key, {"__key__"}
+            keys.append(key.encode("utf-8", "surrogateescape"))
+            ends.append(len(places))
+        if extension in seen:
+            raise ShardError(
+                f"{name}: the sample {key!r} has two members named {extension!r}",
+                hint="give each sample a key of its own",
+            )
+        seen.add(extension)
+        places.append((extensions.setdefault(extension, len(extensions)), member.offset, member.size))
+        ends[-1] = len(places)
+    columns = np.array(places, np.int64).reshape(-1, 3)
+    arrays: dict[str, NDArray[Any]] = {
+        "keys": np.frombuffer(b"".join(keys), np.uint8),
+        "key_end": np.cumsum([0, *map(len, keys)], dtype=np.int64),
+        "member_end": np.array(ends, np.int64),
+        "extension": np.ascontiguousarray(columns[:, 0], np.int32),
+        "offset": np.ascontiguousarray(columns[:, 1]),
+        "size": np.ascontiguousarray(columns[:, 2]),
+    }
+    return RowIndex(arrays, {"extensions": json.dumps(list(extensions))})
