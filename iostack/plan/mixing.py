@@ -100,7 +100,9 @@ class Mix:
 
     def lane_sources(self, lane: int, times: Int64s) -> NDArray[np.int16]:
         """Return the source of the ``times``-th positions of ``lane``."""
-        return self._walk[self._place_of_residue[lane % len(self.cycle)] + times % len(self.cycle)]
+        places = self._place_of_residue[lane % len(self.cycle)] + times % len(self.cycle)
+        sources: NDArray[np.int16] = self._walk[places]
+        return sources
 
     def draws_before(self, lane: int, times: Int64s, source: int) -> Int64s:
         """Return how many of a lane's positions before each of ``times`` belong to ``source``.
@@ -111,4 +113,5 @@ class Mix:
         start = int(self._place_of_residue[lane % length])
         rounds, rest = np.divmod(times, length)
         within = self._before[start + rest, source] - self._before[start, source]
-        return rounds * self.weights[source] + within
+        draws: Int64s = rounds * self.weights[source] + within
+        return draws

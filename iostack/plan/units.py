@@ -17,7 +17,7 @@ from iostack.plan.indexed import IndexedPlan
 Int64s = NDArray[np.int64]
 
 _UNITS_PER_LANE = 4
-_MOST_UNIT_BYTES = 4 << 20
+_MOST_UNIT_BYTES = 1 << 20
 _SEQUENCES_PER_UNIT = 32
 _BYTES_PER_TOKEN = 4
 

@@ -1,0 +1,85 @@
+"""From host to device: pinned slots in a ring, copies on a side stream, events instead of waiting.
+
+    host batch ──memcpy──> pinned slot ──side stream──> device batch ──event──> consumer's stream
+
+A slot is used again when its copy has finished. Only CUDA devices go this way; others get the host batch as it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from iostack.loader.state import Cursors
+
+_COPIES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """A batch and what is true of the loader once it has been handed out."""
+
+    columns: dict[str, Any]
+    next_position: int
+    cursors: Cursors = field(default_factory=dict)
+
+
+class _Slot:
+    """Pinned memory for one batch, and the event of the copy that last used it."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[str, torch.Tensor] = {}
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def hold(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Return ``value`` in pinned memory, taking a larger piece only when it does not fit."""
+        held = self._pinned.get(name)
+        if held is None or held.dtype != value.dtype or held.numel() < value.numel():
+            held = self._pinned[name] = torch.empty(value.numel(), dtype=value.dtype, pin_memory=True)
+        return held[: value.numel()].view(value.shape).copy_(value)
+
+
+class DeviceCopies:
+    """Copies batches to one CUDA device, ``_COPIES_AHEAD`` of them while the consumer computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._slots = [_Slot() for _ in range(_COPIES_AHEAD + 1)]
+        self._next_slot = 0
+
+    def copies(self, batches: Iterator[LoadedBatch]) -> Generator[LoadedBatch, None, None]:
+        """Yield the batches with their tensors on the device, safe to use on the consumer's current stream."""
+        ahead: deque[tuple[LoadedBatch, _Slot]] = deque()
+        for batch in batches:
+            ahead.append(self._start(batch))
+            if len(ahead) > _COPIES_AHEAD:
+                yield self._finish(*ahead.popleft())
+        while ahead:
+            yield self._finish(*ahead.popleft())
+
+    def _start(self, batch: LoadedBatch) -> tuple[LoadedBatch, _Slot]:
+        slot = self._slots[self._next_slot]
+        self._next_slot = (self._next_slot + 1) % len(self._slots)
+        slot.copied.synchronize()
+        with torch.cuda.stream(self._stream):
+            columns = {
+                name: slot.hold(name, value).to(self._device, non_blocking=True)
+                if isinstance(value, torch.Tensor)
+                else value
+                for name, value in batch.columns.items()
+            }
+            slot.copied.record(self._stream)
+        return replace(batch, columns=columns), slot
+
+    def _finish(self, batch: LoadedBatch, slot: _Slot) -> LoadedBatch:
+        consumer = torch.cuda.current_stream(self._device)
+        consumer.wait_event(slot.copied)
+        for value in batch.columns.values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(consumer)
+        return batch

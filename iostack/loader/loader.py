@@ -1,0 +1,266 @@
+"""The loader: a corpus in, batches out, in an order that is the same on any number of ranks.
+
+plan ──> residency ──> assemble ──> slot ──> device ──> consumer
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from iostack.corpus.contracts import Tokenizer
+from iostack.corpus.corpus import Corpus
+from iostack.errors import PlanError, StateError, UsageError
+from iostack.loader.bad_samples import BadSamples
+from iostack.loader.device import DeviceCopies, LoadedBatch
+from iostack.loader.named import TransformSpec
+from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
+from iostack.loader.samples import IndexedRows, SampleBatches, SampleSource, UnindexedRows
+from iostack.loader.schedule import Schedule
+from iostack.loader.sequences import IndexedSource, SequenceBatches, SequenceSource, TextSource
+from iostack.loader.state import Cursors, State, make_state, read_state
+from iostack.plan.mixing import Mix
+from iostack.plan.topology import Topology, lane_time
+from iostack.sizes import parse_bytes
+
+Batch = dict[str, Any]
+
+
+class Loader(IterableDataset[Batch]):
+    """Batches of one corpus, or of a weighted mix, for one data rank.
+
+    With ``seq_len``, batches are ``{"tokens": int64[b, seq_len + 1], "valid": bool[b], "sample_ids": int64[b]}`` with
+    b = batch_size / ranks: token shards are cut into sequences, documents are tokenised on the fly. Without it, batches
+    are whole samples, collated by column. ``sample_ids`` are 64-bit hashes of the samples' identities; rows that only
+    pad a finite pass have ``valid`` False and id 0. Batches belong to the consumer.
+
+    Iterating goes on from ``position``, endlessly or for ``epochs``; a finished pass starts over at the next ``iter``.
+    One loader has one iterator and belongs to one thread.
+
+    Args:
+        corpus: a ``Corpus``, or a list of ``(Corpus, weight)`` or ``Source``.
+        batch_size: samples of a step over all ranks.
+        rank, ranks: this data rank of how many; by default RANK and WORLD_SIZE of the environment, else 0 of 1.
+        lanes: fixed sub-streams of the order; chosen for a new run, and part of its state ever after.
+        window_bytes: samples are shuffled within windows of about this size in each lane.
+        tokenizer, text_column: for documents: ``"name[:argument]"``, and the column that holds the text.
+        transforms: names, tables with options, or callables; they map one sample to one sample.
+        epochs: end after so many; None never ends.
+        device: batches go there; on CUDA through pinned memory and a stream of their own.
+        lookahead_bytes: bound of what is fetched and decoded before it is needed.
+        threads: for fetching and decoding; by default up to 4.
+        max_bad_samples: how many bad samples may be replaced before it is an error.
+
+    Raises:
+        PlanError: sizes that cannot be planned. SettingsError: an unknown tokenizer or transform.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus | Sequence[Corpus | tuple[Corpus, float] | Source],
+        *,
+        batch_size: int,
+        seq_len: int | None = None,
+        seed: int = 0,
+        rank: int | None = None,
+        ranks: int | None = None,
+        lanes: int | None = None,
+        window_bytes: int | str = "256 MiB",
+        tokenizer: str | Tokenizer = "bytes",
+        text_column: str = "text",
+        transforms: Sequence[TransformSpec] = (),
+        epochs: int | None = None,
+        device: str | torch.device = "cpu",
+        lookahead_bytes: int | str = "256 MiB",
+        threads: int | None = None,
+        max_bad_samples: int = 1000,
+    ) -> None:
+        super().__init__()
+        if seq_len is not None and seq_len < 1:
+            raise PlanError(f"seq_len must be at least 1, not {seq_len}")
+        if epochs is not None and epochs < 1:
+            raise PlanError(f"epochs must be at least 1, not {epochs}")
+        sources = as_sources(corpus)
+        if epochs is not None and len(sources) > 1:
+            raise PlanError("a mix of sources has no epochs of its own", hint="leave out epochs and count steps")
+        ranks = ranks if ranks is not None else int(os.environ.get("WORLD_SIZE", "1"))
+        rank = rank if rank is not None else int(os.environ.get("RANK", "0"))
+        topology = Topology(batch_size, rank, ranks)
+        self.plan: LoaderPlan = plan_loader(
+            sources,
+            ranks=ranks,
+            seed=seed,
+            lanes=lanes,
+            seq_len=seq_len,
+            window_bytes=parse_bytes(window_bytes),
+            tokenizer=tokenizer,
+            text_column=text_column,
+            transforms=transforms,
+        )
+        self.epochs = epochs
+        self.position = 0
+        self.data_wait_s = 0.0
+        self.bad_samples = BadSamples(max_bad_samples)
+        self._cursors: Cursors = {}
+        self._iteration = 0
+        self._device = torch.device(device)
+        threads = threads if threads is not None else min(4, os.cpu_count() or 1)
+        mix = Mix(self.plan.weights, self.plan.lanes) if len(sources) > 1 else None
+        self._schedule = Schedule(topology, self.plan.lanes, len(sources), mix)
+        self._batches = _build_batches(
+            self.plan, self._schedule, self.bad_samples, epochs, parse_bytes(lookahead_bytes), threads
+        )
+
+    @property
+    def lanes(self) -> int:
+        """The number of lanes; a run keeps it for ever."""
+        return self.plan.lanes
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the first source of documents, if any."""
+        return next((source.tokenizer for source in self.plan.sources if source.tokenizer is not None), None)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Token ids are below this; None where the corpus holds tokens and does not say."""
+        sizes = [source.tokenizer.vocab_size if source.tokenizer else None for source in self.plan.sources]
+        known = [size for size in sizes if size is not None]
+        return max(known) if known and len(known) == len(sizes) else None
+
+    @property
+    def num_steps(self) -> int | None:
+        """Steps of a finite pass where arithmetic can tell; None if endless, or if only the data can tell."""
+        end = self._end()
+        return None if end is None else -(-end // self._schedule.topology.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from ``position`` on; a new iterator ends the one before."""
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise UsageError(
+                f"an iostack.Loader in {worker.num_workers} DataLoader workers would give every batch that often",
+                hint="use DataLoader(loader, batch_size=None, num_workers=0); the loader has threads of its own",
+            )
+        self._iteration += 1
+        return self._iterate(self._iteration)
+
+    def _iterate(self, iteration: int) -> Generator[Batch, None, None]:
+        batches: Iterator[LoadedBatch] = self._batches.batches(self.position, self._end(), self._cursors)
+        if self._device.type == "cuda":
+            batches = DeviceCopies(self._device).copies(batches)
+        elif self._device.type != "cpu":
+            batches = (_moved(batch, self._device) for batch in batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.data_wait_s += time.perf_counter() - started
+            if batch is None:
+                break
+            self.position = batch.next_position
+            for source, lanes in batch.cursors.items():
+                self._cursors.setdefault(source, {}).update(lanes)
+            yield batch.columns
+            if iteration != self._iteration:
+                raise UsageError("this iterator was ended by a newer one, or by load_state_dict()")
+        self.position, self._cursors = 0, {}
+
+    def _end(self) -> int | None:
+        source = self.plan.sources[0]
+        if self.epochs is None or source.uses_units:
+            return None
+        return self.epochs * int(source.counts.sum())
+
+    def wait_s(self) -> dict[str, float]:
+        """Return the seconds that assembling has waited, by stage: origin (bytes), decode (threads)."""
+        return self._batches.wait_s()
+
+    def state_dict(self) -> State:
+        """Return where the loader is after the last batch handed out; merge those of all ranks with ``merge_states``."""
+        return make_state(self.plan.fingerprint, self.plan.fields(), self.position, self._cursors)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state, of this rank or merged; an iterator that exists is ended.
+
+        Raises:
+            StateError: it is of another corpus or plan, or lacks cursors of lanes of this rank; nothing has changed.
+        """
+        position, cursors = read_state(state, self.plan.fingerprint, self.plan.fields())
+        self._refuse_missing_cursors(position, cursors)
+        own = set(self._schedule.own_lanes())
+        self.position = position
+        self._cursors = {
+            source: {lane: cursor for lane, cursor in lanes.items() if lane in own} for source, lanes in cursors.items()
+        }
+        self._iteration += 1
+
+    def _refuse_missing_cursors(self, position: int, cursors: Cursors) -> None:
+        for source in self.plan.sources:
+            if not source.uses_units:
+                continue
+            for lane in self._schedule.own_lanes():
+                times = np.asarray([lane_time(position, lane, self.lanes)], np.int64)
+                mix = self._schedule.mix
+                given = int((mix.draws_before(lane, times, source.number) if mix else times)[0])
+                saved = cursors.get(source.number, {}).get(lane, (0, 0, 0))
+                if saved[2] > given or given - saved[2] > self._schedule.topology.batch_size:
+                    raise StateError(
+                        f"field 'cursors' of the loader state has lane {lane} at output {saved[2]}, and position"
+                        f" {position} needs {given}",
+                        hint="join the states of all ranks with iostack.merge_states before loading them",
+                    )
+
+    def close(self) -> None:
+        """Stop threads; the corpora stay open."""
+        self._iteration += 1
+        self._batches.close()
+
+
+def _build_batches(
+    plan: LoaderPlan,
+    schedule: Schedule,
+    bad_samples: BadSamples,
+    epochs: int | None,
+    lookahead_bytes: int,
+    threads: int,
+) -> SequenceBatches | SampleBatches:
+    own_lanes = schedule.own_lanes()
+    share = lookahead_bytes // len(plan.sources)
+    ends_by_data = epochs is not None and plan.sources[0].uses_units
+    if plan.seq_len is not None:
+        sequences: list[SequenceSource] = [
+            TextSource(source, plan, own_lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
+            if source.uses_units
+            else IndexedSource(source, plan, lookahead_bytes=share)
+            for source in plan.sources
+        ]
+        return SequenceBatches(schedule, sequences, seq_len=plan.seq_len, ends_by_data=ends_by_data)
+    samples: list[SampleSource] = [
+        UnindexedRows(source, plan, own_lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
+        if source.uses_units
+        else IndexedRows(source, plan, bad_samples, lookahead_bytes=share)
+        for source in plan.sources
+    ]
+    total_bytes = sum(int(source.corpus.manifest.bytes.sum()) for source in plan.sources)
+    total_samples = sum(abs(int(source.counts.sum())) for source in plan.sources)
+    return SampleBatches(
+        schedule,
+        samples,
+        ends_by_data=ends_by_data,
+        mean_batch_bytes=schedule.topology.rows * total_bytes // total_samples,
+        lookahead_bytes=lookahead_bytes,
+        threads=threads,
+    )
+
+
+def _moved(batch: LoadedBatch, device: torch.device) -> LoadedBatch:
+    columns = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.columns.items()
+    }
+    return LoadedBatch(columns, batch.next_position, batch.cursors)

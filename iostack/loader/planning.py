@@ -1,0 +1,208 @@
+"""How a loader plans each of its sources, decided from the manifests and settings alone, and named field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from iostack.corpus.contracts import Tokenizer, Transform
+from iostack.corpus.corpus import Corpus
+from iostack.errors import PlanError, UsageError
+from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
+from iostack.loader.schedule import Int64s
+from iostack.loader.tokens import token_sequences
+from iostack.plan.indexed import IndexedPlan
+from iostack.plan.mixing import integer_weights
+from iostack.plan.units import UnitPlan, choose_unit_lanes, choose_unit_rows
+from iostack.plan.windows import choose_lanes, choose_window
+
+_TYPICAL_TEXT_COMPRESSION = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corpus of a mix. ``weight`` is its share of the samples; ``transforms`` run before tokenising and batching."""
+
+    corpus: Corpus
+    weight: float = 1.0
+    transforms: Sequence[TransformSpec] = ()
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """A source with all that decides its order. ``kind`` is tokens, text, rows or unindexed.
+
+    ``counts`` is int64[S]: what the plan permutes, of each shard (sequences or rows; -1 where not known).
+    """
+
+    corpus: Corpus
+    number: int
+    kind: str
+    counts: Int64s
+    window: int
+    transforms: Sequence[Transform]
+    transform_names: Sequence[Any]
+    unit_rows: int = 0
+    tokenizer: Tokenizer | None = None
+    text_column: str = ""
+
+    @property
+    def uses_units(self) -> bool:
+        """Whether outputs are known only once units are read."""
+        return self.kind in ("text", "unindexed")
+
+    @property
+    def num_units(self) -> int:
+        """Units of one epoch, of a source that uses them."""
+        return int(np.where(self.counts < 0, 1, -(-self.counts // max(self.unit_rows, 1))).sum())
+
+    def fields(self) -> dict[str, Any]:
+        """Return what decides order, for the state."""
+        known: dict[str, Any] = {"kind": self.kind, "window": self.window}
+        if self.transform_names:
+            known["transforms"] = list(self.transform_names)
+        if self.uses_units:
+            known["unit_rows"] = self.unit_rows
+        if self.tokenizer is not None:
+            known |= {"tokenizer": self.tokenizer.name, "text_column": self.text_column}
+        return known
+
+    def indexed_plan(self, seed: int, lanes: int) -> IndexedPlan:
+        """Return the plan of a source whose counts are known."""
+        return IndexedPlan(self.counts, seed=seed, lanes=lanes, window=self.window)
+
+    def unit_plan(self, seed: int, lanes: int) -> UnitPlan:
+        """Return the plan of a source that uses units."""
+        return UnitPlan(self.counts, max(self.unit_rows, 1), seed=seed, lanes=lanes, window=self.window)
+
+
+@dataclass(frozen=True)
+class LoaderPlan:
+    """All that decides the order of a loader, besides the corpora themselves."""
+
+    sources: Sequence[PlannedSource]
+    seed: int
+    lanes: int
+    weights: tuple[int, ...]
+    seq_len: int | None
+    fingerprint: str = field(default="")
+
+    def fields(self) -> dict[str, Any]:
+        """Return the plan field by field, JSON-safe; two loaders with equal fields and fingerprint agree on all samples."""
+        return {
+            "seed": self.seed,
+            "lanes": self.lanes,
+            "weights": list(self.weights),
+            "seq_len": self.seq_len,
+            "sources": [source.fields() for source in self.sources],
+        }
+
+
+def as_sources(given: Corpus | Sequence[Any]) -> list[Source]:
+    """Return the sources of a loader's first argument: a corpus, or a list of corpora, (corpus, weight) or Source."""
+    items = [given] if isinstance(given, Corpus | Source) else list(given)
+    sources: list[Source] = []
+    for item in items:
+        if isinstance(item, Source):
+            sources.append(item)
+        elif isinstance(item, Corpus):
+            sources.append(Source(item))
+        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Corpus):
+            sources.append(Source(item[0], float(item[1])))
+        else:
+            raise UsageError(f"a loader reads a Corpus, (Corpus, weight) or Source, not {type(item).__name__}")
+    if not sources:
+        raise UsageError("a loader needs at least one corpus")
+    return sources
+
+
+def plan_loader(
+    sources: Sequence[Source],
+    *,
+    ranks: int,
+    seed: int,
+    lanes: int | None,
+    seq_len: int | None,
+    window_bytes: int,
+    tokenizer: str | Tokenizer,
+    text_column: str,
+    transforms: Sequence[TransformSpec],
+) -> LoaderPlan:
+    """Return the plan of a new loader; opens no shard.
+
+    Raises:
+        PlanError: there is nothing to read, or nothing long enough.
+    """
+    planned = [
+        _plan_source(source, number, seq_len, window_bytes, tokenizer, text_column, (*source.transforms, *transforms))
+        for number, source in enumerate(sources)
+    ]
+    if lanes is None:
+        lanes = _choose_lanes(planned, ranks)
+    elif lanes < 1:
+        raise PlanError(f"lanes must be at least 1, not {lanes}")
+    return LoaderPlan(
+        sources=planned,
+        seed=seed,
+        lanes=lanes,
+        weights=integer_weights([source.weight for source in sources], lanes),
+        seq_len=seq_len,
+        fingerprint=_joint_fingerprint([source.corpus.fingerprint for source in sources]),
+    )
+
+
+def _plan_source(
+    source: Source,
+    number: int,
+    seq_len: int | None,
+    window_bytes: int,
+    tokenizer: str | Tokenizer,
+    text_column: str,
+    transform_specs: Sequence[TransformSpec],
+) -> PlannedSource:
+    corpus, manifest = source.corpus, source.corpus.manifest
+    transforms, names = find_transforms(transform_specs)
+    total_bytes = int(manifest.bytes.sum())
+    counts = manifest.samples if manifest.samples is not None else np.full(manifest.num_shards, -1, np.int64)
+    if not counts.any():
+        raise PlanError(f"{corpus.uri} holds no samples: {manifest.num_shards} shards, all empty")
+
+    if corpus.format.holds_tokens and seq_len is not None:
+        if transforms:
+            raise UsageError(f"{corpus.uri}: transforms map samples, but token shards are cut into sequences directly")
+        counts = token_sequences(corpus, seq_len)
+        window = choose_window(window_bytes, total_bytes / int(counts.sum()))
+        return PlannedSource(corpus, number, "tokens", counts, window, transforms, names)
+
+    if seq_len is None and manifest.samples is not None:
+        window = choose_window(window_bytes, total_bytes / int(counts.sum()))
+        return PlannedSource(corpus, number, "rows", counts, window, transforms, names)
+
+    if seq_len is None:
+        window = choose_window(window_bytes, total_bytes / manifest.num_shards)
+        return PlannedSource(corpus, number, "unindexed", counts, window, transforms, names)
+
+    compressed = manifest.num_shards > 0 and bool(manifest.shard(0).compression)
+    text_bytes = total_bytes * (_TYPICAL_TEXT_COMPRESSION if compressed else 1)
+    unit_rows = choose_unit_rows(int(counts.sum()), text_bytes, seq_len) if manifest.samples is not None else 0
+    num_units = int((-(-counts // unit_rows)).sum()) if unit_rows else manifest.num_shards
+    window = choose_window(window_bytes, text_bytes / num_units)
+    return PlannedSource(
+        corpus, number, "text", counts, window, transforms, names, unit_rows, find_tokenizer(tokenizer), text_column
+    )
+
+
+def _choose_lanes(sources: Sequence[PlannedSource], ranks: int) -> int:
+    by_units = [choose_unit_lanes(ranks, source.num_units) for source in sources if source.uses_units]
+    by_samples = [choose_lanes(ranks, int(source.counts.sum())) for source in sources if not source.uses_units]
+    return min(by_units + by_samples)
+
+
+def _joint_fingerprint(fingerprints: Sequence[str]) -> str:
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    return xxhash.xxh3_128_hexdigest("\n".join(fingerprints).encode())

@@ -1,0 +1,219 @@
+"""Batches of token sequences, assembled in blocks by the consumer's own thread.
+
+Handing each batch through a thread would cost several times its gather; so threads only fetch shards and tokenise
+units, and the consumer gathers up to 64 batches at once. The first blocks are small: the first batch comes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from iostack.loader.bad_samples import BadSamples
+from iostack.loader.device import LoadedBatch
+from iostack.loader.planning import LoaderPlan, PlannedSource
+from iostack.loader.residency import Residency
+from iostack.loader.schedule import LaneDraws, Schedule
+from iostack.loader.state import Cursors
+from iostack.loader.streams import UnitSource
+from iostack.loader.text import TextReader, TextUnit
+from iostack.loader.tokens import TokenSource
+
+_MOST_BATCHES = 64
+_MOST_BLOCK_BYTES = 16 << 20
+
+
+class Buffers:
+    """Fresh memory for the ``num_batches`` batches of a block; sources write into it by row."""
+
+    def __init__(self, num_batches: int, rows: int, width: int) -> None:
+        self.rows = rows
+        self.num_batches = num_batches
+        self.tokens = np.empty((num_batches * rows, width), np.int64)
+        self.identities = np.empty(num_batches * rows, np.int64)
+        self.valid = np.ones(num_batches * rows, np.bool_)
+        self.cursors: list[Cursors] = [{} for _ in range(num_batches)]
+
+
+class SequenceSource(Protocol):
+    """Fills rows of a block with sequences."""
+
+    def fill(self, draws: Sequence[LaneDraws], buffers: Buffers) -> None: ...
+    def restore(self, cursors: Cursors, first_lane: int) -> None: ...
+    def is_finished(self) -> bool: ...
+    def wait_s(self) -> dict[str, float]: ...
+    def close(self) -> None: ...
+
+
+class TextSource:
+    """One corpus of documents, tokenised on the fly."""
+
+    def __init__(
+        self,
+        source: PlannedSource,
+        plan: LoaderPlan,
+        own_lanes: Sequence[int],
+        bad_samples: BadSamples,
+        *,
+        epochs: int | None,
+        lookahead_bytes: int,
+        threads: int,
+    ) -> None:
+        assert source.tokenizer is not None
+        assert plan.seq_len is not None
+        self._number = source.number
+        self._residency = Residency(source.corpus, lookahead_bytes)
+        reader = TextReader(
+            self._residency,
+            source.tokenizer,
+            source.transforms,
+            bad_samples,
+            number=source.number,
+            seq_len=plan.seq_len,
+            seed=plan.seed,
+            text_column=source.text_column,
+        )
+        mean_unit_bytes = 4 * int(source.corpus.manifest.bytes.sum()) // max(source.num_units, 1)
+        self._units: UnitSource[TextUnit] = UnitSource(
+            source.unit_plan(plan.seed, plan.lanes),
+            reader.load,
+            own_lanes=own_lanes,
+            epochs=epochs,
+            lookahead_units=max(threads, lookahead_bytes // max(mean_unit_bytes, 1)),
+            threads=threads,
+            what_is_missing=reader.what_is_missing,
+        )
+
+    def fill(self, draws: Sequence[LaneDraws], buffers: Buffers) -> None:
+        """Write the next outputs of the drawn lanes, and the cursor after each, into the block."""
+        for draw in draws:
+            stream = self._units.stream(draw.lane)
+            places = range(len(buffers.tokens))[draw.places] if isinstance(draw.places, slice) else draw.places.tolist()
+            for place, time in zip(places, draw.times.tolist()):
+                outputs, output, is_valid = stream.take(time)
+                buffers.tokens[place] = outputs.sequence(output)
+                buffers.identities[place] = outputs.identities[output]
+                buffers.valid[place] = is_valid
+                buffers.cursors[place // buffers.rows].setdefault(self._number, {})[draw.lane] = stream.cursor
+
+    def restore(self, cursors: Cursors, first_lane: int) -> None:
+        """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
+        self._units.restore(cursors.get(self._number, {}))
+        self._units.start(first_lane)
+
+    def is_finished(self) -> bool:
+        """Return whether the finite pass is over on this rank."""
+        return self._units.is_finished()
+
+    def wait_s(self) -> dict[str, float]:
+        """Return the seconds waited, by stage."""
+        return {"decode": self._units.wait_s}
+
+    def close(self) -> None:
+        """Stop loading."""
+        self._units.close()
+        self._residency.close()
+
+
+class IndexedSource:
+    """One corpus of token shards."""
+
+    def __init__(self, source: PlannedSource, plan: LoaderPlan, *, lookahead_bytes: int) -> None:
+        assert plan.seq_len is not None
+        self._tokens = TokenSource(
+            source.corpus,
+            source.indexed_plan(plan.seed, plan.lanes),
+            number=source.number,
+            seq_len=plan.seq_len,
+            seed=plan.seed,
+            lookahead_bytes=lookahead_bytes,
+        )
+
+    def fill(self, draws: Sequence[LaneDraws], buffers: Buffers) -> None:
+        """Gather the drawn sequences into the block."""
+        self._tokens.fill(draws, buffers.tokens, buffers.identities)
+
+    def restore(self, cursors: Cursors, first_lane: int) -> None:
+        """Do nothing: the order is arithmetic."""
+
+    def is_finished(self) -> bool:
+        """Return True: the number of steps says when the pass ends."""
+        return True
+
+    def wait_s(self) -> dict[str, float]:
+        """Return the seconds waited, by stage."""
+        return {"origin": self._tokens.residency.wait_s}
+
+    def close(self) -> None:
+        """Stop fetching."""
+        self._tokens.close()
+
+
+class SequenceBatches:
+    """All batches of a loader of sequences, in order, from any position on."""
+
+    def __init__(
+        self, schedule: Schedule, sources: Sequence[SequenceSource], *, seq_len: int, ends_by_data: bool
+    ) -> None:
+        self._schedule = schedule
+        self._sources = sources
+        self._width = seq_len + 1
+        self._ends_by_data = ends_by_data
+
+    def batches(self, position: int, end: int | None, cursors: Cursors) -> Iterator[LoadedBatch]:
+        """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known."""
+        topology = self._schedule.topology
+        for source in self._sources:
+            source.restore(cursors, position % self._schedule.lanes)
+        most = max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._width * 8)))
+        size = 1
+        while end is None or position < end:
+            if end is not None:
+                size = min(size, -(-(end - position) // topology.batch_size))
+            buffers, positions = self._fill(position, size)
+            if end is not None:
+                buffers.valid[positions >= end] = False
+            useful = size
+            if self._ends_by_data and all(source.is_finished() for source in self._sources):
+                last_valid = np.flatnonzero(buffers.valid.reshape(size, -1).any(axis=1))
+                useful = int(last_valid[-1]) + 1 if len(last_valid) else 0
+            yield from self._split(buffers, position, useful)
+            if useful < size:
+                return
+            position += size * topology.batch_size
+            size = min(2 * size, most)
+
+    def _fill(self, position: int, size: int) -> tuple[Buffers, np.ndarray]:
+        block = self._schedule.block(position, size)
+        buffers = Buffers(size, self._schedule.topology.rows, self._width)
+        for source, draws in zip(self._sources, block.draws):
+            if draws:
+                source.fill(draws, buffers)
+        return buffers, block.positions
+
+    def _split(self, buffers: Buffers, position: int, count: int) -> Iterator[LoadedBatch]:
+        shape = (buffers.num_batches, buffers.rows)
+        buffers.identities[~buffers.valid] = 0
+        tokens = torch.from_numpy(buffers.tokens).view(*shape, -1).unbind(0)
+        valid = torch.from_numpy(buffers.valid).view(shape).unbind(0)
+        identities = torch.from_numpy(buffers.identities).view(shape).unbind(0)
+        for index in range(count):
+            position += self._schedule.topology.batch_size
+            columns = {"tokens": tokens[index], "valid": valid[index], "sample_ids": identities[index]}
+            yield LoadedBatch(columns, position, buffers.cursors[index])
+
+    def wait_s(self) -> dict[str, float]:
+        """Return the seconds waited so far, by stage."""
+        total: dict[str, float] = {}
+        for source in self._sources:
+            for stage, seconds in source.wait_s().items():
+                total[stage] = total.get(stage, 0.0) + seconds
+        return total
+
+    def close(self) -> None:
+        """Stop all that runs ahead."""
+        for source in self._sources:
+            source.close()

@@ -1,0 +1,100 @@
+"""The state of a loader: small, JSON-safe, the same on any number of ranks, refused by the name of what differs.
+
+    {version, fingerprint, plan: {all that decides order}, position, cursors: {source: {lane: [draw, given, time]}}}
+
+``cursors`` stand only for sources whose order needs a look at the data; a rank's state holds those of its own lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iostack.errors import StateError
+from iostack.loader.streams import Cursor
+
+VERSION = 1
+State = dict[str, Any]
+Cursors = dict[int, dict[int, Cursor]]
+"""Source number -> lane -> cursor."""
+
+
+def make_state(fingerprint: str, plan: Mapping[str, Any], position: int, cursors: Cursors) -> State:
+    """Return the state for JSON."""
+    return {
+        "version": VERSION,
+        "fingerprint": fingerprint,
+        "plan": dict(plan),
+        "position": position,
+        "cursors": {
+            str(source): {str(lane): list(cursor) for lane, cursor in sorted(lanes.items())}
+            for source, lanes in sorted(cursors.items())
+        },
+    }
+
+
+def read_state(state: Mapping[str, Any], fingerprint: str, plan: Mapping[str, Any]) -> tuple[int, Cursors]:
+    """Return (position, cursors) of a state that belongs to this corpus and plan.
+
+    Raises:
+        StateError: it does not; the message names the field and both values.
+    """
+    _same("version", state.get("version"), VERSION)
+    _same("fingerprint", state.get("fingerprint"), fingerprint)
+    _same("plan", state.get("plan"), dict(plan))
+    position = state.get("position")
+    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
+        raise StateError(f"field 'position' of the loader state is {position!r}, not a position")
+    try:
+        cursors = {
+            int(source): {int(lane): _cursor(cursor) for lane, cursor in lanes.items()}
+            for source, lanes in state.get("cursors", {}).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise StateError(f"field 'cursors' of the loader state is not a table of cursors: {error}") from error
+    return position, cursors
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
+    """Return one state that any number of ranks can load, from the states of all ranks at the same step.
+
+    Raises:
+        StateError: they are not of one step of one run, or there are none.
+    """
+    if not states:
+        raise StateError("there are no loader states to merge")
+    first = states[0]
+    position, _ = read_state(first, first.get("fingerprint", ""), first.get("plan", {}))
+    merged: Cursors = {}
+    for state in states:
+        _same("position", state.get("position"), position)
+        _, cursors = read_state(state, first["fingerprint"], first["plan"])
+        for source, lanes in cursors.items():
+            known = merged.setdefault(source, {})
+            for lane, cursor in lanes.items():
+                if lane not in known or known[lane][2] < cursor[2]:
+                    known[lane] = cursor
+    return make_state(first["fingerprint"], first["plan"], position, merged)
+
+
+def _cursor(values: Sequence[int]) -> Cursor:
+    draw, given, time = values
+    if any(type(value) is not int or value < 0 for value in (draw, given, time)):
+        raise ValueError(f"{values!r} is not a cursor")
+    return draw, given, time
+
+
+def _same(field: str, saved: Any, ours: Any) -> None:
+    if saved == ours and type(saved) is type(ours):
+        return
+    if isinstance(saved, Mapping) and isinstance(ours, Mapping):
+        for name in sorted({*saved, *ours}):
+            _same(f"{field}.{name}", saved.get(name), ours.get(name))
+    elif isinstance(saved, list) and isinstance(ours, list) and len(saved) == len(ours):
+        for index, (left, right) in enumerate(zip(saved, ours)):
+            _same(f"{field}[{index}]", left, right)
+    elif saved != ours:
+        raise StateError(
+            f"field {field!r} of the loader state is {saved!r}, but here it is {ours!r}",
+            hint="resume with the corpus and settings of the saved run, or start a new one",
+        )

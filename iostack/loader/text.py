@@ -1,0 +1,128 @@
+"""Sequences from documents, tokenised on the fly: a unit of rows -> shuffled documents -> one stream -> sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iostack.corpus.contracts import Sample, Tokenizer, Transform
+from iostack.errors import PlanError, SampleError
+from iostack.loader.bad_samples import BadSamples
+from iostack.loader.residency import Residency
+from iostack.plan.identity import unit_identities
+from iostack.plan.keyed import derive_key, permutation
+from iostack.plan.sequences import unit_phase
+from iostack.plan.units import Unit
+
+_DOCUMENT_ORDER = 5
+
+
+class TextUnit:
+    """The sequences of one unit: output k is ``tokens[first + k * seq_len :][: seq_len + 1]``."""
+
+    def __init__(self, tokens: NDArray[np.int32], seq_len: int, first: int, identities: NDArray[np.int64]) -> None:
+        self.tokens = tokens
+        self.seq_len = seq_len
+        self.first = first
+        self.identities = identities
+
+    def __len__(self) -> int:
+        return len(self.identities)
+
+    def sequence(self, output: int) -> NDArray[np.int32]:
+        """Return the ``seq_len`` + 1 tokens of one output; a view."""
+        start = self.first + output * self.seq_len
+        return self.tokens[start : start + self.seq_len + 1]
+
+
+class TextReader:
+    """Turns units of documents into sequences; thread-safe."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        tokenizer: Tokenizer,
+        transforms: Sequence[Transform],
+        bad_samples: BadSamples,
+        *,
+        number: int,
+        seq_len: int,
+        seed: int,
+        text_column: str,
+    ) -> None:
+        self.residency = residency
+        self.tokenizer = tokenizer
+        self.seq_len = seq_len
+        self._transforms = transforms
+        self._bad_samples = bad_samples
+        self._number = number
+        self._seed = seed
+        self._text_column = text_column
+        self._most_tokens_seen = 0
+
+    def load(self, unit: Unit) -> TextUnit:
+        """Return the sequences of a unit; its documents are permuted by (seed, epoch, unit)."""
+        texts = self._texts(unit)
+        order = permutation(derive_key(self._seed, _DOCUMENT_ORDER, unit.epoch, unit.number), len(texts))
+        encoded = self.tokenizer.encode([texts[row] for row in order.tolist()])
+        end = np.asarray([self.tokenizer.end_of_text], np.int32)
+        pieces = [piece for document in encoded for piece in (document, end)]
+        tokens = np.concatenate(pieces, dtype=np.int32) if pieces else np.empty(0, np.int32)
+        self._most_tokens_seen = max(self._most_tokens_seen, len(tokens))
+        num_outputs = max(len(tokens) - 1, 0) // self.seq_len
+        first = unit_phase(len(tokens), self.seq_len, self._seed, unit.epoch, unit.number)
+        return TextUnit(tokens, self.seq_len, first, unit_identities(self._number, unit.number, num_outputs))
+
+    def what_is_missing(self) -> str:
+        """Say why there is no output: the text is too short."""
+        return (
+            f"{self.residency.corpus.uri}: text shorter than one sequence: seq_len {self.seq_len} needs"
+            f" {self.seq_len + 1} tokens, and the longest unit holds {self._most_tokens_seen}"
+        )
+
+    def _texts(self, unit: Unit) -> list[str]:
+        reader = self.residency.reader(unit.shard)
+        stop = reader.counts.samples if unit.num_rows < 0 else unit.first_row + unit.num_rows
+        if stop > reader.counts.samples:
+            raise PlanError(
+                f"{self.residency.corpus.shard_name(unit.shard)} holds {reader.counts.samples} samples, fewer than the"
+                f" manifest says ({stop} or more)",
+                hint="run iostack index on the corpus",
+            )
+        rows = range(unit.first_row, stop)
+        texts = [self._text(sample) for sample in reader.read(rows)]
+        if not any(isinstance(text, Exception) for text in texts):
+            return [text for text in texts if isinstance(text, str)]
+        return [self._good_text(texts, index, unit) for index in range(len(texts))]
+
+    def _text(self, sample: Sample | Exception) -> str | Exception:
+        if isinstance(sample, Exception):
+            return sample
+        try:
+            for transform in self._transforms:
+                sample = transform(sample)
+            text = sample[self._text_column]
+        except KeyError:
+            return SampleError(
+                f"there is no column {self._text_column!r}; the sample has {', '.join(sorted(sample)) or 'none'}"
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a transform raises makes its sample bad
+            return error
+        return text if isinstance(text, str) else SampleError(f"column {self._text_column!r} holds no text")
+
+    def _good_text(self, texts: Sequence[str | Exception], index: int, unit: Unit) -> str:
+        bad = texts[index]
+        if isinstance(bad, str):
+            return bad
+        name = self.residency.corpus.shard_name(unit.shard)
+        for draw in range(1, len(texts)):
+            substitute = (index + draw) % len(texts)
+            text = texts[substitute]
+            if isinstance(text, str):
+                where = f"{name} row {unit.first_row + index}"
+                self._bad_samples.substituted(where, bad, f"row {unit.first_row + substitute}")
+                return text
+        rows = f"rows {unit.first_row} to {unit.first_row + len(texts) - 1}"
+        raise self._bad_samples.nothing_left(f"{name} {rows}", bad) from bad
