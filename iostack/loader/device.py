@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,13 +18,12 @@ from iostack.loader.state import Cursors
 _COPIES_AHEAD = 2
 
 
-@dataclass(frozen=True)
-class LoadedBatch:
+class LoadedBatch(NamedTuple):
     """A batch and what is true of the loader once it has been handed out."""
 
     columns: dict[str, Any]
     next_position: int
-    cursors: Cursors = field(default_factory=dict)
+    cursors: Cursors
 
 
 class _Slot:
@@ -74,7 +72,7 @@ class DeviceCopies:
                 for name, value in batch.columns.items()
             }
             slot.copied.record(self._stream)
-        return replace(batch, columns=columns), slot
+        return batch._replace(columns=columns), slot
 
     def _finish(self, batch: LoadedBatch, slot: _Slot) -> LoadedBatch:
         consumer = torch.cuda.current_stream(self._device)

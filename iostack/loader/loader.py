@@ -26,7 +26,7 @@ from iostack.loader.schedule import Schedule
 from iostack.loader.sequences import IndexedSource, SequenceBatches, SequenceSource, TextSource
 from iostack.loader.state import Cursors, State, make_state, read_state
 from iostack.plan.mixing import Mix
-from iostack.plan.topology import Topology, lane_time
+from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
 
 Batch = dict[str, Any]
@@ -112,7 +112,7 @@ class Loader(IterableDataset[Batch]):
         self._device = torch.device(device)
         threads = threads if threads is not None else min(4, os.cpu_count() or 1)
         mix = Mix(self.plan.weights, self.plan.lanes) if len(sources) > 1 else None
-        self._schedule = Schedule(topology, self.plan.lanes, len(sources), mix)
+        self._schedule = Schedule(topology, self.plan.lanes, mix)
         self._batches = _build_batches(
             self.plan, self._schedule, self.bad_samples, epochs, parse_bytes(lookahead_bytes), threads
         )
@@ -193,7 +193,7 @@ class Loader(IterableDataset[Batch]):
         """
         position, cursors = read_state(state, self.plan.fingerprint, self.plan.fields())
         self._refuse_missing_cursors(position, cursors)
-        own = set(self._schedule.own_lanes())
+        own = set(own_lanes(self._schedule.topology, self.lanes))
         self.position = position
         self._cursors = {
             source: {lane: cursor for lane, cursor in lanes.items() if lane in own} for source, lanes in cursors.items()
@@ -204,10 +204,9 @@ class Loader(IterableDataset[Batch]):
         for source in self.plan.sources:
             if not source.uses_units:
                 continue
-            for lane in self._schedule.own_lanes():
-                times = np.asarray([lane_time(position, lane, self.lanes)], np.int64)
-                mix = self._schedule.mix
-                given = int((mix.draws_before(lane, times, source.number) if mix else times)[0])
+            for lane in own_lanes(self._schedule.topology, self.lanes):
+                coming = np.asarray([next_in_lane(position, lane, self.lanes)], np.int64)
+                given = int(self._schedule.source_positions(coming, source.number)[0]) // self.lanes
                 saved = cursors.get(source.number, {}).get(lane, (0, 0, 0))
                 if saved[2] > given or given - saved[2] > self._schedule.topology.batch_size:
                     raise StateError(
@@ -230,19 +229,19 @@ def _build_batches(
     lookahead_bytes: int,
     threads: int,
 ) -> SequenceBatches | SampleBatches:
-    own_lanes = schedule.own_lanes()
+    lanes = own_lanes(schedule.topology, plan.lanes)
     share = lookahead_bytes // len(plan.sources)
     ends_by_data = epochs is not None and plan.sources[0].uses_units
     if plan.seq_len is not None:
         sequences: list[SequenceSource] = [
-            TextSource(source, plan, own_lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
+            TextSource(source, plan, lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
             if source.uses_units
             else IndexedSource(source, plan, lookahead_bytes=share)
             for source in plan.sources
         ]
         return SequenceBatches(schedule, sequences, seq_len=plan.seq_len, ends_by_data=ends_by_data)
     samples: list[SampleSource] = [
-        UnindexedRows(source, plan, own_lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
+        UnindexedRows(source, plan, lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
         if source.uses_units
         else IndexedRows(source, plan, bad_samples, lookahead_bytes=share)
         for source in plan.sources

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
-import time
+import time as clock
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
 
 from iostack.corpus.contracts import ShardReader
 from iostack.corpus.corpus import Corpus
 from iostack.plan.indexed import IndexedPlan
+
+Int64s = NDArray[np.int64]
 
 _FETCH_THREADS = 4
 _OPEN_SHARDS = 1024
@@ -32,16 +37,18 @@ class Residency:
         self._waiting: deque[int] = deque()
         self._bytes_in_flight = 0
         self._pool: ThreadPoolExecutor | None = None
-        self._lane_window_end: dict[int, int] = {}
+        self._window_ends: Int64s | None = None
 
-    def want_window(self, plan: IndexedPlan, lane: int, time: int) -> None:
-        """Start fetching what a lane reads now and in its next window; does nothing inside a window already wanted."""
-        end = self._lane_window_end.get(lane, -1)
-        if time < end:
-            return
-        self._lane_window_end[lane] = end = plan.window_end(lane, time)
-        for shard in (*plan.live_shards(lane, time).tolist(), *plan.live_shards(lane, end).tolist()):
-            self.want(shard)
+    def want_windows(self, plan: IndexedPlan, lanes: Int64s, times: Int64s) -> None:
+        """Start fetching what lanes read now and in their next windows; quick inside windows already wanted."""
+        if self._window_ends is None:
+            self._window_ends = np.zeros(plan.lanes, np.int64)
+        (entering,) = np.nonzero(times >= self._window_ends[lanes])
+        for lane, time in zip(lanes[entering].tolist(), times[entering].tolist(), strict=True):
+            if time >= self._window_ends[lane]:
+                self._window_ends[lane] = end = plan.window_end(lane, time)
+                for shard in (*plan.live_shards(lane, time).tolist(), *plan.live_shards(lane, end).tolist()):
+                    self.want(shard)
 
     def want(self, shard: int) -> None:
         """Start fetching a shard, now or as soon as the bound allows."""
@@ -61,7 +68,7 @@ class Residency:
         reader = self._readers.get(shard)
         if reader is not None:
             return reader
-        started = time.perf_counter()
+        started = clock.perf_counter()
         with self._lock:
             fetch = self._fetches.get(shard)
         if fetch is not None:
@@ -71,7 +78,7 @@ class Residency:
             self._readers[shard] = reader
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
-            self.wait_s += time.perf_counter() - started
+            self.wait_s += clock.perf_counter() - started
         return reader
 
     def close(self) -> None:

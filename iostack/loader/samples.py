@@ -26,10 +26,10 @@ from iostack.loader.rows import (
     substitutes_by_plan,
     substitutes_by_unit,
 )
-from iostack.loader.schedule import Int64s, LaneDraws, Schedule
+from iostack.loader.schedule import Draws, Int64s, Schedule
 from iostack.loader.state import Cursors
 from iostack.loader.streams import UnitSource
-from iostack.loader.tokens import locate_draws
+from iostack.loader.tokens import locate
 from iostack.plan.indexed import Rows
 
 _LEAST_AHEAD, _MOST_AHEAD = 2, 32
@@ -46,7 +46,7 @@ class Part:
 class SampleSource(Protocol):
     """Plans the rows that one source gives to a batch."""
 
-    def plan(self, draws: Sequence[LaneDraws], valid: np.ndarray, cursors: Cursors) -> Part: ...
+    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part: ...
     def restore(self, cursors: Cursors, first_lane: int) -> None: ...
     def is_finished(self) -> bool: ...
     def wait_s(self) -> dict[str, float]: ...
@@ -63,15 +63,11 @@ class IndexedRows:
         self._residency = Residency(source.corpus, lookahead_bytes)
         self._reader = RowReader(self._residency, source.transforms, bad_samples, source.number)
 
-    def plan(self, draws: Sequence[LaneDraws], valid: np.ndarray, cursors: Cursors) -> Part:
+    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; nothing is read yet."""
-        places, located = locate_draws(self._plan, self._residency, draws, len(valid))
-        every = np.arange(len(valid), dtype=np.int64)[places]
-        positions = np.empty(len(valid), np.int64)
-        for draw in draws:
-            positions[draw.places] = draw.times * self._plan.lanes + draw.lane
-        read = partial(self._reader.read, located, substitutes_by_plan(self._plan, positions[every]))
-        return Part(every, read)
+        located = locate(self._plan, self._residency, draws)
+        read = partial(self._reader.read, located, substitutes_by_plan(self._plan, draws.positions))
+        return Part(draws.places, read)
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Do nothing: the order is arithmetic."""
@@ -104,6 +100,7 @@ class UnindexedRows:
         threads: int,
     ) -> None:
         self._number = source.number
+        self._lanes = plan.lanes
         self._residency = Residency(source.corpus, lookahead_bytes)
         self._reader = RowReader(self._residency, source.transforms, bad_samples, source.number)
         mean_shard_bytes = int(source.corpus.manifest.bytes.sum()) // source.num_units
@@ -117,24 +114,21 @@ class UnindexedRows:
             what_is_missing=lambda: f"{source.corpus.uri} holds no samples: all its shards are empty",
         )
 
-    def plan(self, draws: Sequence[LaneDraws], valid: np.ndarray, cursors: Cursors) -> Part:
+    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; waits until the shards are open, reads no sample yet."""
-        places: list[int] = []
         chosen: list[tuple[RowUnit, int]] = []
-        for draw in draws:
-            stream = self._units.stream(draw.lane)
-            draw_places = range(len(valid))[draw.places] if isinstance(draw.places, slice) else draw.places.tolist()
-            for place, time in zip(draw_places, draw.times.tolist()):
-                unit, output, valid[place] = stream.take(time)
-                chosen.append((unit, output))
-                places.append(place)
-                cursors.setdefault(self._number, {})[draw.lane] = stream.cursor
+        times, lanes = np.divmod(draws.positions, self._lanes)
+        for place, lane, time in zip(draws.places.tolist(), lanes.tolist(), times.tolist(), strict=True):
+            stream = self._units.stream(lane)
+            unit, output, valid[place] = stream.take(time)
+            chosen.append((unit, output))
+            cursors.setdefault(self._number, {})[lane] = stream.cursor
         located = Rows(
             epochs=np.asarray([unit.unit.epoch for unit, _ in chosen], np.int64),
             shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
             rows=np.asarray([unit.order[output] for unit, output in chosen], np.int64),
         )
-        return Part(np.asarray(places, np.int64), partial(self._reader.read, located, substitutes_by_unit(chosen)))
+        return Part(draws.places, partial(self._reader.read, located, substitutes_by_unit(chosen)))
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
@@ -202,7 +196,11 @@ class SampleBatches:
             block = self._schedule.block(position, 1)
             valid = np.ones(topology.rows, np.bool_) if end is None else block.positions < end
             cursors: Cursors = {}
-            parts = [source.plan(draws, valid, cursors) for source, draws in zip(self._sources, block.draws) if draws]
+            parts = [
+                source.plan(draws, valid, cursors)
+                for source, draws in zip(self._sources, block.draws)
+                if len(draws.places)
+            ]
             position += topology.batch_size
             work = partial(self._assemble, parts, valid, position, cursors)
             if not self._ends_by_data:

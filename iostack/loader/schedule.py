@@ -1,6 +1,6 @@
-"""From positions to draws: which lane of which source fills each row of the coming batches.
+"""From positions to draws: which source fills each row of the coming batches, and which of its samples.
 
-positions of a block ──lane groups──> (lane, times) ──mix──> (source, lane, n-th draws of that source in that lane)
+positions of a block ──mix──> for each source: the rows it fills, and the positions of its own plan
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class LaneDraws:
-    """Draws of one lane of one source: ``times`` ascending; ``places`` are the rows of the block that they fill."""
+class Draws:
+    """What one source gives to a block: parallel int64 arrays, ascending in every lane.
 
-    lane: int
-    places: Int64s | slice
-    times: Int64s
+    ``places`` are the rows of the block that it fills; ``positions`` are those of the source's own plan.
+    """
+
+    places: Int64s
+    positions: Int64s
 
 
 @dataclass(frozen=True)
 class Block:
-    """The draws of ``num_batches`` successive batches of this rank, for each source in turn."""
+    """The draws of successive batches of this rank, for each source in turn."""
 
-    start: int
-    num_batches: int
     positions: Int64s
-    draws: Sequence[Sequence[LaneDraws]]
+    draws: Sequence[Draws]
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,22 @@ class Schedule:
 
     topology: Topology
     lanes: int
-    num_sources: int
     mix: Mix | None
 
     def block(self, start: int, num_batches: int) -> Block:
-        """Return the draws of the batches whose first position is ``start``."""
+        """Return the draws of the ``num_batches`` batches whose first position is ``start``."""
         positions = self.topology.positions(start, num_batches)
-        draws: list[list[LaneDraws]] = [[] for _ in range(self.num_sources)]
-        lanes, times = positions % self.lanes, positions // self.lanes
-        for group in self.topology.lane_groups(positions, self.lanes):
-            lane, lane_times = int(lanes[group.start]), times[group]
-            if self.mix is None:
-                draws[0].append(LaneDraws(lane, group, lane_times))
-                continue
-            places = np.arange(len(positions), dtype=np.int64)[group]
-            sources = self.mix.lane_sources(lane, lane_times)
-            for source in np.unique(sources).tolist():
-                chosen = sources == source
-                source_times = self.mix.draws_before(lane, lane_times[chosen], source)
-                draws[source].append(LaneDraws(lane, places[chosen], source_times))
-        return Block(start, num_batches, positions, draws)
+        if self.mix is None:
+            return Block(positions, [Draws(np.arange(len(positions)), positions)])
+        sources = self.mix.sources(positions)
+        draws = []
+        for source in range(len(self.mix.weights)):
+            (places,) = np.nonzero(sources == source)
+            draws.append(Draws(places, self.source_positions(positions[places], source)))
+        return Block(positions, draws)
 
-    def own_lanes(self) -> list[int]:
-        """Return the lanes that this rank reads, alone or shared."""
-        step = int(np.gcd(self.lanes, self.topology.ranks))
-        return list(range(self.topology.rank % step, self.lanes, step))
+    def source_positions(self, positions: Int64s, source: int) -> Int64s:
+        """Return, for each position, that of the next draw of ``source`` in its lane, in the source's own plan."""
+        if self.mix is None:
+            return positions
+        return self.mix.draws_before(positions, source) * self.lanes + positions % self.lanes

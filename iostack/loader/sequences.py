@@ -16,7 +16,7 @@ from iostack.loader.bad_samples import BadSamples
 from iostack.loader.device import LoadedBatch
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.residency import Residency
-from iostack.loader.schedule import LaneDraws, Schedule
+from iostack.loader.schedule import Draws, Schedule
 from iostack.loader.state import Cursors
 from iostack.loader.streams import UnitSource
 from iostack.loader.text import TextReader, TextUnit
@@ -41,7 +41,7 @@ class Buffers:
 class SequenceSource(Protocol):
     """Fills rows of a block with sequences."""
 
-    def fill(self, draws: Sequence[LaneDraws], buffers: Buffers) -> None: ...
+    def fill(self, draws: Draws, buffers: Buffers) -> None: ...
     def restore(self, cursors: Cursors, first_lane: int) -> None: ...
     def is_finished(self) -> bool: ...
     def wait_s(self) -> dict[str, float]: ...
@@ -65,6 +65,7 @@ class TextSource:
         assert source.tokenizer is not None
         assert plan.seq_len is not None
         self._number = source.number
+        self._lanes = plan.lanes
         self._residency = Residency(source.corpus, lookahead_bytes)
         reader = TextReader(
             self._residency,
@@ -87,17 +88,16 @@ class TextSource:
             what_is_missing=reader.what_is_missing,
         )
 
-    def fill(self, draws: Sequence[LaneDraws], buffers: Buffers) -> None:
+    def fill(self, draws: Draws, buffers: Buffers) -> None:
         """Write the next outputs of the drawn lanes, and the cursor after each, into the block."""
-        for draw in draws:
-            stream = self._units.stream(draw.lane)
-            places = range(len(buffers.tokens))[draw.places] if isinstance(draw.places, slice) else draw.places.tolist()
-            for place, time in zip(places, draw.times.tolist()):
-                outputs, output, is_valid = stream.take(time)
-                buffers.tokens[place] = outputs.sequence(output)
-                buffers.identities[place] = outputs.identities[output]
-                buffers.valid[place] = is_valid
-                buffers.cursors[place // buffers.rows].setdefault(self._number, {})[draw.lane] = stream.cursor
+        times, lanes = np.divmod(draws.positions, self._lanes)
+        for place, lane, time in zip(draws.places.tolist(), lanes.tolist(), times.tolist(), strict=True):
+            stream = self._units.stream(lane)
+            outputs, output, is_valid = stream.take(time)
+            buffers.tokens[place] = outputs.sequence(output)
+            buffers.identities[place] = outputs.identities[output]
+            buffers.valid[place] = is_valid
+            buffers.cursors[place // buffers.rows].setdefault(self._number, {})[lane] = stream.cursor
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
@@ -132,7 +132,7 @@ class IndexedSource:
             lookahead_bytes=lookahead_bytes,
         )
 
-    def fill(self, draws: Sequence[LaneDraws], buffers: Buffers) -> None:
+    def fill(self, draws: Draws, buffers: Buffers) -> None:
         """Gather the drawn sequences into the block."""
         self._tokens.fill(draws, buffers.tokens, buffers.identities)
 
@@ -190,7 +190,7 @@ class SequenceBatches:
         block = self._schedule.block(position, size)
         buffers = Buffers(size, self._schedule.topology.rows, self._width)
         for source, draws in zip(self._sources, block.draws):
-            if draws:
+            if len(draws.places):
                 source.fill(draws, buffers)
         return buffers, block.positions
 

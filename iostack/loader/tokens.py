@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +11,7 @@ from iostack.corpus.contracts import TokenShardReader
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, ShardError
 from iostack.loader.residency import Residency
-from iostack.loader.schedule import Int64s, LaneDraws
+from iostack.loader.schedule import Draws, Int64s
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.sequences import sequence_counts, sequence_starts
@@ -34,17 +33,15 @@ class TokenSource:
         self.residency = Residency(corpus, lookahead_bytes)
         self._maps: dict[int, NDArray[np.integer[Any]]] = {}
 
-    def fill(self, draws: Sequence[LaneDraws], out: NDArray[np.int64], identities: Int64s) -> None:
-        """Write the sequences of ``draws`` into their places: rows of ``out`` (int64[n, seq_len + 1]) and identities."""
-        places, located = locate_draws(self.plan, self.residency, draws, len(out))
-        starts = sequence_starts(
-            self.tokens, self.seq_len, self.seed, located.epochs, located.shards, located.rows
-        ).tolist()
-        identities[places] = row_identities(self.number, located.shards, located.rows)
+    def fill(self, draws: Draws, out: NDArray[np.int64], identities: Int64s) -> None:
+        """Write the drawn sequences into their places: rows of ``out`` (int64[n, seq_len + 1]) and ``identities``."""
+        located = locate(self.plan, self.residency, draws)
+        starts = sequence_starts(self.tokens, self.seq_len, self.seed, located.epochs, located.shards, located.rows)
+        identities[draws.places] = row_identities(self.number, located.shards, located.rows)
+        rows = out if len(draws.places) == len(out) else map(out.__getitem__, draws.places.tolist())
         width = self.seq_len + 1
-        rows = out if isinstance(places, slice) else (out[place] for place in places.tolist())
         maps = self._maps
-        for row, shard, start in zip(rows, located.shards.tolist(), starts):
+        for row, shard, start in zip(rows, located.shards.tolist(), starts.tolist(), strict=True):
             mapped = maps.get(shard)
             if mapped is None:
                 mapped = self._map(shard)
@@ -86,25 +83,11 @@ def token_sequences(corpus: Corpus, seq_len: int) -> Int64s:
     return counts
 
 
-def locate_draws(
-    plan: IndexedPlan, residency: Residency, draws: Sequence[LaneDraws], size: int
-) -> tuple[Int64s | slice, Rows]:
-    """Return where the drawn samples stand, and the places of a block of ``size`` rows they fill (a slice for all)."""
-    epochs, axis = np.empty(size, np.int64), np.empty(size, np.int64)
-    whole = True
-    for draw in draws:
-        residency.want_window(plan, draw.lane, int(draw.times[0]))
-        if isinstance(draw.places, slice):
-            plan.lane_rows(draw.lane, draw.times, epochs[draw.places], axis[draw.places])
-            continue
-        whole = False
-        lane_epochs, lane_axis = np.empty_like(draw.times), np.empty_like(draw.times)
-        plan.lane_rows(draw.lane, draw.times, lane_epochs, lane_axis)
-        epochs[draw.places], axis[draw.places] = lane_epochs, lane_axis
-    if whole:
-        return slice(None), plan.rows_of(epochs, axis)
-    places = np.concatenate([cast(Int64s, draw.places) for draw in draws])
-    return places, plan.rows_of(epochs[places], axis[places])
+def locate(plan: IndexedPlan, residency: Residency, draws: Draws) -> Rows:
+    """Return where the drawn samples stand; starts fetching what their lanes read next."""
+    times, lanes = np.divmod(draws.positions, plan.lanes)
+    residency.want_windows(plan, lanes, times)
+    return plan.locate(draws.positions)
 
 
 def _token_counts(corpus: Corpus) -> Int64s:

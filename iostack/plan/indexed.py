@@ -61,7 +61,12 @@ class IndexedPlan:
         self.seed = seed
         self.geometry = LaneGeometry(num_samples, lanes, window)
         self._orders: OrderedDict[int, ShardOrder] = OrderedDict()
-        self._windows: dict[int, tuple[Window, NDArray[np.uint32]]] = {}
+        # The live window of each lane: where it begins in the lane's time and on the axis of its epoch, and its shuffle.
+        self._epochs = np.zeros(lanes, np.int64)
+        self._axis_starts = np.zeros(lanes, np.int64)
+        self._first_times = np.zeros(lanes, np.int64)
+        self._lengths = np.zeros(lanes, np.int64)
+        self._tables = np.empty((lanes, min(window, -(-num_samples // lanes))), np.uint32)
 
     @property
     def num_samples(self) -> int:
@@ -85,58 +90,45 @@ class IndexedPlan:
                 self._orders.popitem(last=False)
         return order
 
-    def lane_rows(self, lane: int, times: Int64s, epochs: Int64s, axis: Int64s) -> None:
-        """Write the epoch and the axis index of a lane's samples at ``times`` into the two outputs.
-
-        All three arrays are int64 of one length; ``times`` ascend and none is repeated.
-        """
-        done = 0
-        while done < len(times):
-            first = int(times[done])
-            window, table = self._window(lane, first)
-            end = window.first_time + window.length
-            stop = len(times) if times[-1] < end else done + int(np.searchsorted(times[done:], end))
-            offset = first - window.first_time
-            if int(times[stop - 1]) - first == stop - done - 1:
-                draws = table[offset : offset + stop - done]
-            else:
-                draws = table[times[done:stop] - window.first_time]
-            np.add(draws, window.axis_start, out=axis[done:stop], dtype=np.int64)
-            epochs[done:stop] = window.epoch
-            done = stop
-
-    def rows_of(self, epochs: Int64s, axis: Int64s) -> Rows:
-        """Return shard and row of each (epoch, axis index)."""
-        first = int(epochs[0]) if len(epochs) else 0
-        if (epochs == first).all():
-            return Rows(epochs, *self._split(first, axis))
-        shards, rows = np.empty_like(axis), np.empty_like(axis)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            shards[chosen], rows[chosen] = self._split(int(epoch), axis[chosen])
-        return Rows(epochs, shards, rows)
-
     def locate(self, positions: Int64s) -> Rows:
-        """Return where the samples at ``positions`` (any order, repeated or not) stand."""
-        epochs, axis = np.empty_like(positions), np.empty_like(positions)
+        """Return where the samples at ``positions`` (any order, repeated or not) stand.
+
+        A lookup in the tables of the lanes' live windows; only lanes that leave their window compute a new table. Cheapest
+        in ascending order.
+        """
         times, lanes = np.divmod(positions, self.lanes)
-        for lane in np.unique(lanes):
-            (chosen,) = np.nonzero(lanes == lane)
-            lane_times, places = np.unique(times[chosen], return_inverse=True)
-            lane_epochs, lane_axis = np.empty_like(lane_times), np.empty_like(lane_times)
-            self.lane_rows(int(lane), lane_times, lane_epochs, lane_axis)
-            epochs[chosen], axis[chosen] = lane_epochs[places], lane_axis[places]
-        return self.rows_of(epochs, axis)
+        offsets = times - self._first_times[lanes]
+        inside = (offsets >= 0) & (offsets < self._lengths[lanes])
+        if inside.all():
+            epochs = self._epochs[lanes]
+            return self._rows_of(epochs, self._axis_starts[lanes] + self._tables[lanes, offsets])
+        epochs, axis = np.empty_like(positions), np.empty_like(positions)
+        (pending,) = np.nonzero(~inside)
+        (ready,) = np.nonzero(inside)
+        while True:
+            ready_lanes = lanes[ready]
+            epochs[ready] = self._epochs[ready_lanes]
+            axis[ready] = self._axis_starts[ready_lanes] + self._tables[ready_lanes, offsets[ready]]
+            if not len(pending):
+                return self._rows_of(epochs, axis)
+            in_order = pending[np.lexsort((times[pending], lanes[pending]))]
+            pending_lanes, first = np.unique(lanes[in_order], return_index=True)
+            for lane, time in zip(pending_lanes.tolist(), times[in_order[first]].tolist(), strict=True):
+                self._enter_window(lane, time)
+            offsets[pending] = times[pending] - self._first_times[lanes[pending]]
+            inside_now = (offsets[pending] >= 0) & (offsets[pending] < self._lengths[lanes[pending]])
+            ready, pending = pending[inside_now], pending[~inside_now]
 
     def substitutes(self, position: int) -> Rows:
         """Return what may stand in for a bad sample at ``position``, best first: the draws after it, around its window.
 
-        Draw k for offset j is (j + k) mod window length, k from 1; empty where the window holds one sample.
+        Draw k for offset j is (j + k) mod window length, k from 1; empty where the window holds one sample. Computes the
+        window anew and changes nothing: any thread may call it.
         """
         time, lane = divmod(position, self.lanes)
         window, table = self._window(lane, time)
-        axis = window.axis_start + np.roll(table.astype(np.int64), -(time - window.first_time))[1:]
-        return self.rows_of(np.full(len(axis), window.epoch, np.int64), axis)
+        axis = window.axis_start + np.roll(table, -(time - window.first_time))[1:]
+        return self._rows_of(np.full(len(axis), window.epoch, np.int64), axis)
 
     def live_shards(self, lane: int, time: int) -> Int64s:
         """Return the shards that the window of a lane at ``time`` reads, in the order of the axis."""
@@ -152,14 +144,29 @@ class IndexedPlan:
         window = self.geometry.window_at(lane, time)
         return window.first_time + window.length
 
-    def _window(self, lane: int, time: int) -> tuple[Window, NDArray[np.uint32]]:
-        known = self._windows.get(lane)
-        if known is not None and 0 <= time - known[0].first_time < known[0].length:
-            return known
+    def _rows_of(self, epochs: Int64s, axis: Int64s) -> Rows:
+        """Return shard and row of each (epoch, axis index)."""
+        first = int(epochs[0]) if len(epochs) else 0
+        if (epochs == first).all():
+            return Rows(epochs, *self._split(first, axis))
+        shards, rows = np.empty_like(axis), np.empty_like(axis)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            shards[chosen], rows[chosen] = self._split(int(epoch), axis[chosen])
+        return Rows(epochs, shards, rows)
+
+    def _enter_window(self, lane: int, time: int) -> None:
+        window, table = self._window(lane, time)
+        self._tables[lane, : window.length] = table
+        self._epochs[lane] = window.epoch
+        self._axis_starts[lane] = window.axis_start
+        self._first_times[lane] = window.first_time
+        self._lengths[lane] = window.length
+
+    def _window(self, lane: int, time: int) -> tuple[Window, NDArray[np.int64]]:
         window = self.geometry.window_at(lane, time)
         key = derive_key(self.seed, _WINDOW_ORDER, window.epoch, window.segment, window.index)
-        known = self._windows[lane] = (window, permutation(key, window.length).astype(np.uint32))
-        return known
+        return window, permutation(key, window.length)
 
     def _split(self, epoch: int, axis: Int64s) -> tuple[Int64s, Int64s]:
         order = self.shard_order(epoch)

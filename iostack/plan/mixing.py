@@ -92,26 +92,26 @@ class Mix:
         length = len(self.cycle)
         # A lane's successive positions stand at l, l + L, l + 2L, ... of the cycle: one order of residues for all lanes.
         residues = np.arange(length, dtype=np.int64) * lanes % length
-        self._walk = np.concatenate([self.cycle[residues]] * 2)
         self._place_of_residue = np.empty(length, np.int64)
         self._place_of_residue[residues] = np.arange(length)
+        walk = np.concatenate([self.cycle[residues]] * 2)
         self._before = np.zeros((2 * length + 1, len(weights)), np.int32)
-        np.cumsum(self._walk[:, None] == np.arange(len(weights)), axis=0, out=self._before[1:])
+        np.cumsum(walk[:, None] == np.arange(len(weights)), axis=0, out=self._before[1:])
 
-    def lane_sources(self, lane: int, times: Int64s) -> NDArray[np.int16]:
-        """Return the source of the ``times``-th positions of ``lane``."""
-        places = self._place_of_residue[lane % len(self.cycle)] + times % len(self.cycle)
-        sources: NDArray[np.int16] = self._walk[places]
+    def sources(self, positions: Int64s) -> NDArray[np.int16]:
+        """Return the source of each position."""
+        sources: NDArray[np.int16] = self.cycle[positions % len(self.cycle)]
         return sources
 
-    def draws_before(self, lane: int, times: Int64s, source: int) -> Int64s:
-        """Return how many of a lane's positions before each of ``times`` belong to ``source``.
+    def draws_before(self, positions: Int64s, source: int) -> Int64s:
+        """Return how many of the positions before each, in its own lane, belong to ``source``.
 
-        So the n-th draw of a source in a lane is position n * L + lane of that source's own plan.
+        So where ``source`` stands at a position of lane l, it is its n-th draw there: position n * L + l of its own plan.
         """
         length = len(self.cycle)
-        start = int(self._place_of_residue[lane % length])
+        times, lanes = np.divmod(positions, self.lanes)
+        starts = self._place_of_residue[lanes % length]
         rounds, rest = np.divmod(times, length)
-        within = self._before[start + rest, source] - self._before[start, source]
+        within = self._before[starts + rest, source] - self._before[starts, source]
         draws: Int64s = rounds * self.weights[source] + within
         return draws

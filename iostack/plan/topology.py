@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +46,13 @@ class Topology:
         first = start + (self.rank - start) % self.ranks
         return np.arange(first, start + num_batches * self.batch_size, self.ranks, dtype=np.int64)
 
-    def lane_groups(self, positions: Int64s, lanes: int) -> list[slice]:
-        """Return slices of ``positions`` (as ``positions()`` made them), each of one lane and in that lane's order."""
-        period = lanes // np.gcd(lanes, self.ranks)
-        return [slice(start, None, int(period)) for start in range(min(int(period), len(positions)))]
+
+def own_lanes(topology: Topology, lanes: int) -> list[int]:
+    """Return the lanes that a rank reads: alone where the ranks divide the lanes, else shared with others."""
+    step = gcd(lanes, topology.ranks)
+    return list(range(topology.rank % step, lanes, step))
 
 
-def lane_time(position: int, lane: int, lanes: int) -> int:
-    """Return how many positions before ``position`` belong to ``lane``."""
-    return (position - lane + lanes - 1) // lanes
+def next_in_lane(position: int, lane: int, lanes: int) -> int:
+    """Return the first position from ``position`` on that belongs to ``lane``."""
+    return position + (lane - position) % lanes

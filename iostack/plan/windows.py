@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MOST_WINDOW_SAMPLES = 1 << 17
+
 
 @dataclass(frozen=True)
 class Window:
@@ -67,8 +69,8 @@ class LaneGeometry:
 
 
 def choose_window(window_bytes: int, mean_sample_bytes: float) -> int:
-    """Return W, the samples of a window, for a window of about ``window_bytes``; at least 1."""
-    return max(1, int(window_bytes / max(mean_sample_bytes, 1.0)))
+    """Return W, the samples of a window of about ``window_bytes``: 1 to 131072, for a lane keeps 4 bytes for each."""
+    return max(1, min(_MOST_WINDOW_SAMPLES, int(window_bytes / max(mean_sample_bytes, 1.0))))
 
 
 def choose_lanes(ranks: int, num_samples: int) -> int:
