@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
 from iostack.corpus.detect import shards_by_suffix
-from iostack.corpus.mapping import Mapped, map_file
+from iostack.corpus.mapping import Mapped, map_shard
 from iostack.corpus.row_index import RowIndex, load_or_build
 from iostack.errors import SampleError
 
@@ -44,7 +44,7 @@ class Jsonl:
         return None
 
     def open(self, files: ShardFiles) -> JsonlReader:
-        mapped = map_file(files.path, name=files.name)
+        mapped = map_shard(files.path, name=files.name)
         build = partial(_find_lines, mapped)
         index = load_or_build(files.index, made_by="jsonl 1", shard_bytes=len(mapped), build=build)
         return JsonlReader(files.name, mapped, index.arrays["start"])

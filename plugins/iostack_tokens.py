@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
-from iostack.corpus.mapping import Mapped, map_file
+from iostack.corpus.mapping import Mapped, map_shard
 from iostack.errors import FormatError, ShardError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -62,7 +62,7 @@ class Tokens:
         return header.counts
 
     def open(self, files: ShardFiles) -> TokensReader:
-        stream, index = map_file(files.path, name=files.name), map_file(files.companions[0], name=files.name)
+        stream, index = map_shard(files.path, name=files.name), map_shard(files.companions[0], name=files.name)
         header = _read_header(index[: _HEADER.size], len(index), len(stream), files.name)
         return TokensReader(header, np.frombuffer(stream, header.dtype), index, files.name)
 

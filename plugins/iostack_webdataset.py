@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
 from iostack.corpus.detect import shards_by_suffix
-from iostack.corpus.mapping import Mapped, map_file
+from iostack.corpus.mapping import Mapped, map_shard
 from iostack.corpus.row_index import RowIndex, load_or_build
 from iostack.corpus.tar_index import members
 from iostack.errors import ShardError
@@ -46,7 +46,7 @@ class WebDataset:
         return None
 
     def open(self, files: ShardFiles) -> TarReader:
-        mapped = map_file(files.path, name=files.name)
+        mapped = map_shard(files.path, name=files.name)
         build = partial(_group, mapped, files.name)
         index = load_or_build(files.index, made_by="webdataset 1", shard_bytes=len(mapped), build=build)
         return TarReader(mapped, index)

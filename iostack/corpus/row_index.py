@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+
+from iostack.corpus.mapping import Mapped, map_file
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,7 @@ def _save(path: Path, origin: str, index: RowIndex) -> None:
 
 def _load(path: Path, origin: str) -> RowIndex | None:
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        index, metadata = _parse(mapped)
+        index, metadata = _parse(map_file(path))
         sound = metadata["origin"] == origin and metadata["digest"] == index.digest()
     except FileNotFoundError:
         return None
@@ -84,7 +83,7 @@ def _load(path: Path, origin: str) -> RowIndex | None:
     return index
 
 
-def _parse(mapped: mmap.mmap) -> tuple[RowIndex, dict[str, str]]:
+def _parse(mapped: Mapped) -> tuple[RowIndex, dict[str, str]]:
     body = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8:body])
     metadata = header.pop("__metadata__")

@@ -1,0 +1,57 @@
+"""Options that all commands about a corpus share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def corpus_options(command: Command) -> Command:
+    """Add the argument URI and the options that ``open_corpus`` takes; see ``corpus_arguments``."""
+    for option in reversed(
+        (
+            click.argument("uri"),
+            click.option("--format", metavar="NAME", help="Format of the shards, where their names do not tell."),
+            click.option("--cache-dir", metavar="FOLDER", help="Where remote and decompressed shards are kept."),
+            click.option(
+                "-o",
+                "--option",
+                "storage",
+                metavar="KEY=VALUE",
+                multiple=True,
+                help="Storage option, as fsspec takes it; dots nest: client_kwargs.endpoint_url=http://...",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse ``KEY=VALUE`` pairs: values are JSON where they parse as such, else text; dots in keys nest.
+
+    Raises:
+        click.UsageError: a pair without an equals sign.
+    """
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"-o takes KEY=VALUE, not {key!r}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        *parents, last = key.split(".")
+        inner = options
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise click.UsageError(f"-o gives {key!r} both a value and parts")
+        inner[last] = value
+    return options

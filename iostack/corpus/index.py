@@ -1,0 +1,119 @@
+"""Write the manifest of a corpus: count its shards, in parallel, and only those that changed since the last time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from iostack.cache.folder import cache_folder
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard
+from iostack.corpus.corpus import Place
+from iostack.corpus.detect import detect
+from iostack.corpus.manifest import SIDECAR, Manifest, manifest_of
+from iostack.errors import CacheError, CorpusError
+
+_THREADS = 8
+
+Progress = Callable[[int, int], None]
+"""Called with (shards counted, shards to count); from one thread."""
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What indexing did. ``file`` is where the manifest lies; nothing was written if no shard changed."""
+
+    manifest: Manifest
+    file: str
+    num_counted: int
+    ignored: tuple[ObjectInfo, ...]
+
+
+def build_manifest(
+    uri: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    threads: int = _THREADS,
+    progress: Progress | None = None,
+    **storage_options: Any,
+) -> Indexed:
+    """List a corpus, count the shards that the manifest does not know as they are, and write the manifest.
+
+    It goes beside the corpus, or into the cache folder where the corpus cannot be written to; it is replaced as a whole.
+
+    Raises:
+        CorpusError: as ``open_corpus``, and for the first shard that cannot be read.
+    """
+    place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
+    found = detect(place.origin.list(), format=format, uri=place.uri)
+    before = _manifest_before(place)
+    known = _known_counts(before)
+    counts: list[Counts | None] = [known.get(shard) for shard in found.shards]
+    changed = [number for number, count in enumerate(counts) if count is None]
+    with ThreadPoolExecutor(threads, thread_name_prefix="iostack-index") as pool:
+        futures = {pool.submit(_count, place, found.format, found.shards[number]): number for number in changed}
+        try:
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    counts[futures[future]] = future.result()
+                if progress is not None:
+                    progress(len(changed) - len(waiting), len(changed))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    manifest = manifest_of(found.format.name, found.shards, counts)
+    if before is not None and not changed and before.fingerprint == manifest.fingerprint:
+        return Indexed(before, _manifest_file(place), 0, found.ignored)
+    return Indexed(manifest, _write(place, manifest), len(changed), found.ignored)
+
+
+def _count(place: Place, format: Format, shard: Shard) -> Counts:
+    is_local = place.origin.local_path(shard.object.path) is not None
+    # Opening checks more than counting does, and costs little where nothing has to be fetched.
+    if not is_local and (counts := format.count(shard, place.origin)) is not None:
+        return counts
+    reader = format.open(place.shard_files(shard, format))
+    try:
+        return reader.counts
+    finally:
+        reader.close()
+
+
+def _manifest_before(place: Place) -> Manifest | None:
+    try:
+        return place.load_manifest()
+    except CorpusError:  # damaged: it is about to be replaced
+        return None
+
+
+def _known_counts(manifest: Manifest | None) -> dict[Shard, Counts]:
+    if manifest is None:
+        return {}
+    known = ((manifest.shard(number), manifest.counts(number)) for number in range(manifest.num_shards))
+    return {shard: counts for shard, counts in known if counts is not None}
+
+
+def _manifest_file(place: Place) -> str:
+    return place.name(SIDECAR) if place.origin.info(SIDECAR) else str(place.own_manifest)
+
+
+def _write(place: Place, manifest: Manifest) -> str:
+    data, own = manifest.to_bytes(), place.own_manifest
+    if place.origin.write(SIDECAR, data):
+        own.unlink(missing_ok=True)
+        return place.name(SIDECAR)
+    temporary = own.with_name(f"{own.name}.{os.getpid()}.part")
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary.write_bytes(data)
+        temporary.replace(own)
+    except OSError as error:
+        raise CacheError(
+            f"the manifest can be written neither beside {place.uri} nor to {own}: {error.strerror}",
+            hint="name a folder with space in it with --cache-dir or IOSTACK_CACHE",
+        ) from error
+    return str(own)
