@@ -61,20 +61,13 @@ def test_a_repeated_position_does_not_shift_the_ones_after_it() -> None:
 
 @examples(60)
 @given(setup=corpora, data=st.data())
-def test_lane_rows_of_some_times_are_those_of_all_times(setup: Setup, data: st.DataObject) -> None:
-    lane = data.draw(st.integers(0, setup.lanes - 1))
-    length = 4 * setup.num_samples // setup.lanes + 3
-    chosen = sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))
-    plan = setup.plan()
-
-    def rows_at(times: list[int]) -> list[tuple[int, int, int]]:
-        epochs, axis = np.empty(len(times), np.int64), np.empty(len(times), np.int64)
-        plan.lane_rows(lane, np.asarray(times, np.int64), epochs, axis)
-        return samples(plan.rows_of(epochs, axis))
-
-    every = rows_at(list(range(length)))
-    assert rows_at(chosen) == [every[time] for time in chosen]
-    assert every == [setup.reference().at(time * setup.lanes + lane) for time in range(length)]
+def test_what_was_looked_up_before_changes_nothing(setup: Setup, data: st.DataObject) -> None:
+    reference, plan = setup.reference(), setup.plan()
+    calls = st.lists(st.integers(0, 4 * setup.num_samples), max_size=12)
+    for positions in data.draw(st.lists(calls, min_size=1, max_size=6)):
+        assert located(plan, positions) == [reference.at(position) for position in positions]
+        if positions:
+            assert samples(plan.substitutes(positions[0])) == reference.substitutes(positions[0])
 
 
 def test_no_positions_have_no_rows() -> None:

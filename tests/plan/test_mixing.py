@@ -54,13 +54,12 @@ def test_sources_and_draws_equal_the_reference(mixed: tuple[list[int], int], dat
     weights, lanes = mixed
     mix, expected = Mix(weights, lanes), reference.Mixed(weights, lanes)
     lane = data.draw(st.integers(0, lanes - 1))
-    times = np.arange(3 * sum(weights) + 2)
-    assert mix.lane_sources(lane, times).tolist() == [
-        expected.source_of(time * lanes + lane) for time in times.tolist()
-    ]
+    times = range(3 * sum(weights) + 2)
+    positions = np.asarray(times) * lanes + lane
+    assert mix.sources(positions).tolist() == [expected.source_of(time * lanes + lane) for time in times]
     for source in range(len(weights)):
-        before = mix.draws_before(lane, times, source).tolist()
-        assert before == [expected.draws_before(lane, time, source) for time in times.tolist()]
+        before = mix.draws_before(positions, source).tolist()
+        assert before == [expected.draws_before(lane, time, source) for time in times]
 
 
 @examples(60)
@@ -72,7 +71,7 @@ def test_every_lane_advances_every_source_by_its_weight_in_each_cycle(mixed: tup
     for lane in range(lanes):
         for source, weight in enumerate(weights):
             for shift in range(sum(weights)):
-                advance = np.diff(mix.draws_before(lane, cycles + shift, source))
+                advance = np.diff(mix.draws_before((cycles + shift) * lanes + lane, source))
                 assert set(advance.tolist()) == {weight}
 
 
@@ -81,12 +80,13 @@ def test_every_lane_advances_every_source_by_its_weight_in_each_cycle(mixed: tup
 def test_each_source_meets_its_own_positions_once_and_in_order_per_lane(mixed: tuple[list[int], int]) -> None:
     weights, lanes = mixed
     mix, rounds = Mix(weights, lanes), 3
-    times = np.arange(rounds * sum(weights))
+    steps = np.arange(rounds * sum(weights))
     met: dict[int, list[int]] = {source: [] for source in range(len(weights))}
     for lane in range(lanes):
-        sources = mix.lane_sources(lane, times)
+        positions = steps * lanes + lane
+        sources = mix.sources(positions)
         for source, weight in enumerate(weights):
-            draws = mix.draws_before(lane, times[sources == source], source)
+            draws = mix.draws_before(positions[sources == source], source)
             assert draws.tolist() == list(range(rounds * weight))
             met[source] += (draws * lanes + lane).tolist()
     for source, weight in enumerate(weights):
@@ -109,17 +109,31 @@ def test_mixed_sources_are_each_read_epoch_after_epoch(
     num_positions = lanes * sum(weights) * 2
     counted: Counter[tuple[int, tuple[int, int, int]]] = Counter()
     for lane in range(lanes):
-        times = np.arange(num_positions // lanes)
-        sources = mix.lane_sources(lane, times)
+        positions = np.arange(lane, num_positions, lanes)
+        sources = mix.sources(positions)
         for source in range(len(weights)):
-            chosen = times[sources == source]
-            draws = mix.draws_before(lane, chosen, source)
+            chosen = positions[sources == source]
+            draws = mix.draws_before(chosen, source)
             found = located(plans[source], (draws * lanes + lane).tolist())
-            own = [expected.at(time * lanes + lane) for time in chosen.tolist()]
+            own = [expected.at(position) for position in chosen.tolist()]
             assert found == [references[which].at(position) for which, position in own]
             counted.update((source, sample) for sample in found)
     assert set(counted.values()) == {1}
     assert len(counted) == num_positions
+
+
+@examples(60)
+@given(mixed=mixes(), data=st.data())
+def test_positions_of_many_lanes_are_counted_in_one_call(mixed: tuple[list[int], int], data: st.DataObject) -> None:
+    weights, lanes = mixed
+    mix, expected = Mix(weights, lanes), reference.Mixed(weights, lanes)
+    positions = data.draw(st.lists(st.integers(0, 3 * lanes * sum(weights)), max_size=20))
+    found = np.asarray(positions, np.int64)
+    assert mix.sources(found).tolist() == [expected.source_of(position) for position in positions]
+    for source in range(len(weights)):
+        assert mix.draws_before(found, source).tolist() == [
+            expected.draws_before(position % lanes, position // lanes, source) for position in positions
+        ]
 
 
 def test_a_cycle_that_shares_a_factor_with_the_lanes_is_refused() -> None:
@@ -160,7 +174,7 @@ def test_whole_weights_are_taken_as_they_are_where_they_fit(weights: list[int], 
 
 def test_one_source_needs_no_cycle() -> None:
     assert integer_weights([0.3], 64) == (1,)
-    assert Mix((1,), 64).draws_before(5, np.arange(4), 0).tolist() == [0, 1, 2, 3]
+    assert Mix((1,), 64).draws_before(np.arange(4) * 64 + 5, 0).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("bad", [0, 0.0, -1, -0.5, nan, inf, -inf])
