@@ -19,8 +19,11 @@ from trainer.contracts import Context
 from trainer.names import named_parameters
 
 
-class GradientNorm:
-    """The global norm of the gradients of this rank's stages. All ranks must call ``norm`` together.
+class Gradients:
+    """The gradients of this rank's stages. All ranks must make it, and call ``norm``, together.
+
+    ``parameters`` maps names to the parameters as the optimizer knows them. They are remembered here because FSDP2 and
+    replicate show others (gathered ones) between a forward without backward and the next backward.
 
     A parameter that several stages hold (tied embeddings) counts on the first of them: its copies have equal gradients.
     """
@@ -28,13 +31,13 @@ class GradientNorm:
     def __init__(self, stages: Sequence[nn.Module], ctx: Context) -> None:
         self._device = ctx.device
         self._stage_group = ctx.groups.get("pp")
-        named = dict(named_parameters(stages))
-        counted = _names_of_this_stage(list(named), ctx)
-        self._parameters = list(named.values())
+        self.parameters = dict(named_parameters(stages))
+        counted = _names_of_this_stage(list(self.parameters), ctx)
         self._groups: dict[str, ProcessGroup] = {}
         self._by_dims: dict[tuple[str, ...], list[Tensor]] = {}
         for name in sorted(counted):
-            self._by_dims.setdefault(self._sharded_dims(named[name]), []).append(named[name])
+            parameter = self.parameters[name]
+            self._by_dims.setdefault(self._sharded_dims(parameter), []).append(parameter)
 
     def _sharded_dims(self, parameter: Tensor) -> tuple[str, ...]:
         if not isinstance(parameter, DTensor):
@@ -46,6 +49,11 @@ class GradientNorm:
                 self._groups[dim] = parameter.device_mesh.get_group(index)
                 dims.append(dim)
         return tuple(dims)
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def norm(self) -> Tensor:
         """Return the 2-norm of all gradients: float64, 0-dimensional, equal on all ranks."""
@@ -65,7 +73,7 @@ class GradientNorm:
 
     def scale(self, factor: Tensor) -> None:
         """Multiply all gradients in place."""
-        gradients = [_local(parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        gradients = [_local(parameter.grad) for parameter in self.parameters.values() if parameter.grad is not None]
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for gradient in gradients:
             by_dtype.setdefault(gradient.dtype, []).append(gradient)

@@ -16,4 +16,4 @@ def autocast_forward(stage: nn.Module, device_type: str) -> None:
         with torch.autocast(device_type, dtype=torch.bfloat16):
             return forward(*args, **kwargs)
 
-    stage.forward = forward_in_bf16  # type: ignore[method-assign]
+    stage.forward = forward_in_bf16

@@ -19,10 +19,10 @@ from trainer.contracts import Context, Loss, Optimizer, Parallelism, Request
 from trainer.determinism import make_deterministic
 from trainer.executor import SequentialExecutor
 from trainer.generation import sample_tokens
-from trainer.gradients import GradientNorm
+from trainer.gradients import Gradients
 from trainer.loss import cross_entropy_sum
 from trainer.mesh import build_context
-from trainer.names import named_parameters, named_tensors
+from trainer.names import named_tensors
 from trainer.optimizer import build_adamw, fill_state
 from trainer.precision import autocast_forward
 from trainer.random import stream_seed
@@ -91,7 +91,7 @@ class Program:
         then call ``load_tensors``. A rank returns only what it holds.
         """
         held = {f"model.{name}": tensor for name, tensor in named_tensors(self._models)}
-        names = {id(parameter): name for name, parameter in named_parameters(self._models)}
+        names = {id(parameter): name for name, parameter in self._parts.gradients.parameters.items()}
         for group in self._parts.optimizer.param_groups:
             for parameter in group["params"]:
                 for key, value in self._parts.optimizer.state[parameter].items():
@@ -171,7 +171,7 @@ def build_program(
         optimizer = backend.optimizer(optimizer, stages, ctx)
         divisor *= backend.gradient_divisor(ctx)
     fill_state(optimizer)
-    gradients = GradientNorm(models, ctx)
+    gradients = Gradients(models, ctx)
     parts = Assembly(ctx, backends, stages, executor, optimizer, gradients, divisor, gradient_clip)
     return Program(resolution, parts, models, flops_per_token=flops_per_token, seed=seed)
 

@@ -66,7 +66,9 @@ def resolve(request: Request, facts: Facts, available: Sequence[type[Parallelism
         if request.size(axis.name) > 1 and not any(axis.name in kind.axes for kind in chosen):
             chosen.append(_provider(axis.name, axis.setting, request, facts, by_name))
     for name in request.options:
-        if _named(name, by_name) not in chosen:
+        kind = _named(name, by_name)
+        waits_for_size = kind.axes and all(request.size(axis) == 1 for axis in kind.axes)
+        if kind not in chosen and not waits_for_size:
             raise ResolveError(
                 f"there are options for parallelism {name!r}, but the request does not use it",
                 hint=f"add it to parallel.use, or remove [parallel.{name}]",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from iostack.errors import RunError
 from trainer.contracts import Context, Executor, Optimizer, Parallelism
-from trainer.gradients import GradientNorm, clip_factor
+from trainer.gradients import Gradients, clip_factor
 from trainer.loss import count_valid, label_batch
 from trainer.mesh import DATA_AXES, LOSS_AXES, sum_over
 from trainer.optimizer import set_learning_rate
@@ -31,7 +31,7 @@ class Assembly:
     stages: Sequence[nn.Module]
     executor: Executor
     optimizer: Optimizer
-    gradients: GradientNorm
+    gradients: Gradients
     divisor: float
     gradient_clip: float | None
 
@@ -60,14 +60,15 @@ def training_step(parts: Assembly, batch: Mapping[str, Tensor], *, learning_rate
 
     for stage in parts.stages:
         stage.train()
-        stage.zero_grad(set_to_none=True)
+    parts.gradients.clear()
     loss_sum = parts.executor.run(labelled, scale=parts.divisor / num_valid.double().clamp(min=1.0))
     for backend in parts.backends:
         backend.finish_gradients(parts.stages, ctx)
 
     loss = sum_over(loss_sum.double(), LOSS_AXES, ctx) / num_valid.clamp(min=1)
     norm = parts.gradients.norm()
-    report = StepReport(*torch.stack((loss, norm)).tolist(), int(num_valid), learning_rate)
+    mean_loss, grad_norm = torch.stack((loss, norm)).tolist()
+    report = StepReport(mean_loss, grad_norm, int(num_valid), learning_rate)
     if not (math.isfinite(report.loss) and math.isfinite(report.grad_norm)):
         raise RunError(
             f"the loss is {report.loss} and the gradient norm {report.grad_norm}",

@@ -71,4 +71,5 @@ class Attention(nn.Module):
             is_causal=True,
             enable_gqa=key_BSKE.shape[2] != query_BSHE.shape[2],
         )
-        return self.output(mixed_BHSE.transpose(1, 2).flatten(2))
+        output_BSD: Tensor = self.output(mixed_BHSE.transpose(1, 2).flatten(2))
+        return output_BSD

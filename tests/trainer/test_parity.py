@@ -1,0 +1,87 @@
+"""Every parallelism, alone and combined, gives the losses, norms and gradients of one process."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer import cases
+from tests.trainer.processes import run_ranks
+
+TOLERANCE = 1e-10
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run_ranks(tmp_path_factory.mktemp("two"), 2, "parity")
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run_ranks(tmp_path_factory.mktemp("four"), 4, "parity")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@cache
+def one_process(tied: bool, clip: float | None) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    program = cases.Case("one process", tied=tied, clip=clip).build()
+    initial = {name: tensor.clone() for name, tensor in program.tensors().items()}
+    return initial, cases.make_steps(program, range(cases.STEPS))
+
+
+def assert_equals_one_process(case: cases.Case, ranks: list[Any]) -> None:
+    initial, expected = one_process(case.tied, case.clip)
+    covered = set()
+    for rank in ranks:
+        result = rank[case.name]
+        for name, tensor in result["initial"].items():
+            assert torch.equal(tensor, initial[name]), name
+        for step, (ours, theirs) in enumerate(zip(result["records"], expected, strict=True)):
+            where = f"{case.name}, step {step}"
+            assert ours["num_valid"] == theirs["num_valid"], where
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE), where
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], abs=TOLERANCE), where
+            assert ours["evaluated"] == pytest.approx(theirs["evaluated"], abs=TOLERANCE * theirs["num_valid"]), where
+            for name, gradient in ours["gradients"].items():
+                difference = (gradient - theirs["gradients"][name]).abs().max().item()
+                assert difference <= TOLERANCE, f"{where}: gradient of {name}"
+            covered |= ours["gradients"].keys()
+    assert covered == expected[0]["gradients"].keys()
+
+
+@pytest.mark.parametrize("case", cases.TWO_RANKS, ids=lambda case: case.name)
+def test_two_ranks_equal_one_process(case: cases.Case, two_ranks: list[Any]) -> None:
+    assert_equals_one_process(case, two_ranks)
+
+
+@pytest.mark.parametrize("case", cases.FOUR_RANKS, ids=lambda case: case.name)
+def test_four_ranks_equal_one_process(case: cases.Case, four_ranks: list[Any]) -> None:
+    assert_equals_one_process(case, four_ranks)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [cases.Case("accumulation", microbatch_size=1), cases.Case("recompute", use=("recompute",))],
+    ids=lambda case: case.name,
+)
+def test_one_process_equals_itself_with(case: cases.Case) -> None:
+    program = case.build()
+    initial = {name: tensor.clone() for name, tensor in program.tensors().items()}
+    records = cases.make_steps(program, range(cases.STEPS))
+    assert_equals_one_process(case, [{case.name: {"initial": initial, "records": records}}])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_resumed_run_has_the_same_bits_as_one_that_never_stopped(world_size: int, tmp_path: Path) -> None:
+    for rank in run_ranks(tmp_path, world_size, "resume"):
+        for layout, losses in rank.items():
+            assert losses["stopped"] == losses["straight"], layout
