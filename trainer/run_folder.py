@@ -40,12 +40,13 @@ class RunFolder:
         RunError: the folder cannot be created or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lock_fd: int | None = None) -> None:
+        """Open and lock ``path``, or take over a lock that a launcher holds."""
         self.path = path.absolute()
-        self._is_new = not path.exists()
+        self._is_new = not path.exists() and lock_fd is None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock_fd = _lock(self.path / ".lock")
+            self.lock_fd = _lock(self.path / ".lock") if lock_fd is None else lock_fd
         except OSError as error:
             raise RunError(
                 f"run folder {str(path)!r} cannot be used: {error.strerror}", hint="choose another with --run-dir"
@@ -159,5 +160,5 @@ def refuse_changes(saved: dict[str, Any], now: dict[str, Any], *, where: str) ->
                 )
 
 
-_ORDER = frozenset({"seq_len", "seed", "tokenizer", "text_column", "transforms", "window"})
+_ORDER = frozenset({"seq_len", "seed", "tokenizer", "text_column", "transforms", "window", "vocab_size"})
 _FIXED: dict[str, Callable[[str], bool]] = {"model": lambda key: True, "data": _ORDER.__contains__}

@@ -58,7 +58,7 @@ def resolve_settings(
     (``key.path=value``; the value is read as TOML, and as a plain string where it is none).
 
     Raises:
-        SettingsError: the file cannot be read, a key is unknown, a value impossible; one line per mistake.
+        SettingsError: the file cannot be read, a key is unknown, a value impossible; all mistakes at once.
     """
     layers = Layers()
     if file is not None:
@@ -76,7 +76,7 @@ def resolve_settings(
     except ValidationError as error:
         lines = list(dict.fromkeys(_explain(error, layers)))
         hint = "every setting is listed by: iostack train --show-config"
-        raise SettingsError("\n".join(lines), hint=hint) from error
+        raise SettingsError("; ".join(lines), hint=hint) from error
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -110,7 +110,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, layers: Layers) -> Iterator[str]:
-    """Yield one line per mistake; the alternatives of a union (``int | "auto"``) are one mistake."""
+    """Yield all mistakes at once; the alternatives of a union (``int | "auto"``) are one mistake."""
     mistakes: dict[str, list[Mapping[str, Any]]] = {}
     for detail in error.errors(include_url=False):
         mistakes.setdefault(_setting_of(detail, layers.values), []).append(dict(detail))

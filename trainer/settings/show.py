@@ -44,6 +44,7 @@ def _without_secrets(values: dict[str, Any], *, replacement: str | None) -> dict
         callbacks[name] = _hide(options, replacement)
     evaluation = {**values["evaluation"], "uri": redact(values["evaluation"]["uri"])}
     checkpoint = {**values["checkpoint"], "uri": redact(values["checkpoint"]["uri"])}
+    checkpoint["storage_options"] = _hide(checkpoint["storage_options"], replacement, everything=True)
     return {**values, "data": data, "callbacks": callbacks, "evaluation": evaluation, "checkpoint": checkpoint}
 
 

@@ -53,6 +53,7 @@ Every = Annotated[str, BeforeValidator(_spell_interval), AfterValidator(_check_i
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Options = dict[str, Any]
+Transforms = Annotated[tuple[str | Options, ...], Field(strict=False)]
 
 
 class Section(BaseModel):
@@ -68,9 +69,9 @@ class SourceSettings(Section):
 
     uri: str = Field(min_length=1)
     """URI of the corpus."""
-    weight: Count = 1
-    """Samples drawn from this source, relative to the other sources: whole numbers, such as 7 and 3."""
-    transforms: Names = ()
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Samples drawn from this source, relative to the other sources, such as 7 and 3."""
+    transforms: Transforms = ()
     """Transforms of this source's samples, before those of ``data.transforms``, by their plugins' names."""
 
 
@@ -91,17 +92,19 @@ class DataSettings(Section):
     """``name`` or ``name:argument`` of the tokenizer of text corpora; corpora of tokens ignore it."""
     text_column: str = "text"
     """Column that holds the text. Change it where ``iostack inspect`` shows another name."""
-    transforms: Names = ()
-    """Transforms of every sample, in order, by their plugins' names. Decides what a sample is."""
+    transforms: Transforms = ()
+    """Transforms of every sample, in order: a name, or ``{name = "...", option = ...}``. Decides what a sample is."""
+    vocab_size: Count | Literal["auto"] = "auto"
+    """Number of token ids; ``"auto"``: the tokenizer's. Needed for corpora of tokens, which do not say it."""
     lanes: Count | Literal["auto"] = "auto"
     """Independent sub-streams of the order, fixed for the life of a run. ``"auto"``: the smallest multiple of the data
     ranks that is at least 64. Choose a multiple of every number of ranks that the run will see."""
     window: int | str = "256 MiB"
     """Bytes of a lane inside which samples are shuffled. Smaller needs less cache, larger shuffles better."""
-    lookahead: int | str = "auto"
-    """Bytes that the loader reads ahead of the step, at most. Lower it where memory is short."""
+    lookahead: int | str = "256 MiB"
+    """Bytes that the loader fetches and decodes ahead of the step, at most. Lower it where memory is short."""
     threads: Count | Literal["auto"] = "auto"
-    """Threads that read and decode, per rank. Raise it where the log shows time waiting for data."""
+    """Threads that fetch and decode, per rank; ``"auto"``: up to 4. Raise it where the log shows time waiting for data."""
     cache_dir: str = ""
     """Folder for copies of remote and compressed shards; empty: the user's cache folder. Choose a fast local disk."""
     storage_options: Options = {}
@@ -190,6 +193,8 @@ class CheckpointSettings(Section):
     """Newest checkpoints that are kept."""
     uri: str = ""
     """Where checkpoints go; empty: ``checkpoints/`` in the run folder. All machines must reach it."""
+    storage_options: Options = {}
+    """Options of the storage client for ``checkpoint.uri``; kept out of all files, as those of the data are."""
 
 
 class EvaluationSettings(Section):

@@ -13,7 +13,7 @@ from trainer.supervise.heartbeat import Heartbeat, Verdict, announce
 from trainer.supervise.world import World
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 _START_S = 300.0
 """How long ranks may take to start: machines boot containers, and import torch from a shared disk."""
@@ -22,11 +22,12 @@ _COLLECTIVE_S = 1800.0
 
 @contextmanager
 def process_group(
-    world: World, *, device_type: str, silence_s: float, lost: Callable[[Verdict], None]
+    world: World, *, device_type: str, silence_s: float, lost: Callable[[Verdict], None], watch: list[Heartbeat]
 ) -> Iterator[Heartbeat | None]:
     """Be a member of the process group; CPU tensors always travel over gloo, CUDA tensors over NCCL.
 
-    A single process has no group, and yields None. ``lost`` is called from a thread when another rank is gone.
+    A single process has no group, and yields None. ``lost`` is called from a thread when another rank is gone. The
+    heartbeat is put into ``watch`` as soon as it beats: it outlives an error, so that the others learn of it.
 
     Raises:
         RankLostError: a rank did not start in time; names all that did not.
@@ -35,18 +36,20 @@ def process_group(
         yield None
         return
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     # torchrun's agent keeps one store for all attempts: without a prefix an attempt reads the addresses of the last.
     attempt = f"attempt{world.attempt}"
     server = _connect(world)
-    beats = dist.PrefixStore(f"{attempt}/alive", _connect(world, as_client=True))
+    beats = PrefixStore(f"{attempt}/alive", _connect(world, as_client=True))
     announce(beats, world)
     _wait_for_all(beats, world)
     heartbeat = Heartbeat(beats, world, silence_s=silence_s, lost=lost)
     heartbeat.start()
+    watch.append(heartbeat)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
-        store=dist.PrefixStore(f"{attempt}/group", server),
+        store=PrefixStore(f"{attempt}/group", server),
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(seconds=_COLLECTIVE_S),
@@ -55,18 +58,18 @@ def process_group(
     # Reached without an error only: after one, the process ends and the others learn it from the verdict.
     dist.barrier()
     heartbeat.close()
-    _leave_in_order(beats, world)
+    _leave_together(beats, world)
     dist.destroy_process_group()
 
 
 def _connect(world: World, *, as_client: bool = False) -> Store:
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     host, port = world.store or ("", 0)
     serves = world.rank == 0 and not world.agent_serves_store and not as_client
     listen_fd = world.launch.listen_fd if serves and world.launch else None
     # A second owner of the descriptor: the store closes its own when it ends.
-    return TCPStore(
+    store: Store = TCPStore(
         host,
         port,
         is_master=serves,
@@ -74,6 +77,7 @@ def _connect(world: World, *, as_client: bool = False) -> Store:
         timeout=timedelta(seconds=_START_S),
         master_listen_fd=os.dup(listen_fd) if listen_fd is not None else None,
     )
+    return store
 
 
 def _wait_for_all(store: Store, world: World) -> None:
@@ -87,12 +91,13 @@ def _wait_for_all(store: Store, world: World) -> None:
         ) from error
 
 
-def _leave_in_order(store: Store, world: World) -> None:
-    """Let the rank that serves the store leave last: a store that vanishes looks like a death."""
-    if world.agent_serves_store:
-        return
-    if world.rank != 0:
-        store.set(f"left/{world.rank}", "")
-        return
-    keys = [f"left/{rank}" for rank in range(1, world.size)]
-    store.wait(keys, timedelta(seconds=_START_S))
+def _leave_together(store: Store, world: World) -> None:
+    """Let nobody go before all have stopped watching, and the rank that serves the store go last.
+
+    A process that ends looks like one that died to those that still watch, and so does a store that vanishes.
+    """
+    for stage, waits in (("left", True), ("gone", world.rank == 0 and not world.agent_serves_store)):
+        if store.add(stage, 1) == world.size:
+            store.set(f"all {stage}", "")
+        if waits:
+            store.wait([f"all {stage}"], timedelta(seconds=_START_S))

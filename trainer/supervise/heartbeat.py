@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from trainer.supervise.world import World
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 _INTERVAL_S = 1.0
 
@@ -74,7 +74,7 @@ class Heartbeat:
             if known["machine"] == _machine() and rank != self._world.rank:
                 self._local_pids[rank] = known["pid"]
         now = time.monotonic()
-        self._beats = {rank: (b"", now) for rank in (range(self._world.size) if self._world.rank == 0 else [0])}
+        self._beats = dict.fromkeys(range(self._world.size) if self._world.rank == 0 else [0], (b"", now))
         self._beats.pop(self._world.rank, None)
         self._last_answer = now
         for thread in self._threads:
@@ -104,7 +104,7 @@ class Heartbeat:
                 count += 1
                 self._store.set(f"beat/{self._world.rank}", f"{count} {self.step}")
                 self._look()
-            except Exception as error:
+            except RuntimeError as error:  # all errors of torch's stores
                 self._conclude(f"{self._world.store_owner} is gone ({_first_line(error)})")
                 return
             self._last_answer = time.monotonic()

@@ -1,0 +1,216 @@
+"""The training run, from settings to the last checkpoint. Read ``run_training`` first, then ``_train``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import iostack
+from iostack.errors import SettingsError
+from trainer.callbacks import build_callbacks
+from trainer.checkpoint import Checkpointer
+from trainer.checkpoint.exchange import Exchange
+from trainer.contracts import Callback
+from trainer.metrics import JsonLines, metrics_line
+from trainer.optimizer import learning_rate
+from trainer.program import Program
+from trainer.progress import RunProgress
+from trainer.recorder import Recorder
+from trainer.run_folder import RunFolder, refuse_changes
+from trainer.saving import RunState, Saver
+from trainer.settings import Settings
+from trainer.settings.show import plain_settings
+from trainer.setup import build_model, build_request, choose_threads, data_rank_of, open_loader, open_sources
+from trainer.sizes import check_sizes
+from trainer.supervise.heartbeat import Heartbeat
+from trainer.supervise.signals import StopRequest, exit_code_of
+from trainer.supervise.world import World
+
+_COLLECTIVE_S = 1800.0
+
+
+@dataclass
+class Run:
+    """A training run under way, as callbacks see it. ``folder`` is None on all ranks but 0."""
+
+    settings: Settings
+    world: World
+    program: Program
+    loader: iostack.Loader
+    folder: RunFolder | None
+    callbacks: Sequence[Callback]
+    progress: RunProgress
+    step: int
+    """Steps made so far, also those before a resume."""
+
+    def say(self, text: str) -> None:
+        """Print a line of progress, on rank 0."""
+        self.progress.say(text)
+
+    def evaluated(self, report: Any) -> None:
+        """Tell all callbacks of an evaluation."""
+        for callback in self.callbacks:
+            callback.on_evaluation(self, report)
+
+
+def run_training(
+    settings: Settings,
+    *,
+    world: World,
+    device: torch.device,
+    checkpoint_uri: str,
+    folder: RunFolder | None,
+    heartbeat: Heartbeat | None = None,
+) -> int:
+    """Train, or go on where the last checkpoint is; return 0, or the exit code of the signal that stopped the run.
+
+    Every rank calls it, inside the process group; rank 0 gives the locked run folder.
+
+    Raises:
+        IostackError: the settings do not fit each other, the machines, the corpus or what was saved before.
+    """
+    request = build_request(settings, world.size)
+    check_sizes(request)
+    exchange = Exchange(None, timeout_s=_COLLECTIVE_S)
+    _refuse_different_settings(exchange.gather(plain_settings(settings)))
+    checkpoints = Checkpointer(
+        checkpoint_uri, storage_options=settings.checkpoint.storage_options, keep=settings.checkpoint.keep
+    )
+    before = checkpoints.latest()
+    if before is not None:
+        refuse_changes(dict(before.settings), plain_settings(settings), where=f"the checkpoint of step {before.step}")
+    saved = RunState.from_json(before.state) if before else None
+    if saved and before and before.world == world.size:
+        threads = saved.threads
+    else:
+        threads = min(exchange.gather(choose_threads(settings, world)))
+    torch.set_num_threads(threads)
+
+    loader = open_loader(
+        open_sources(settings.data),
+        settings.data,
+        data_rank=data_rank_of(request, world.rank),
+        data_ranks=request.data_ranks,
+        device=device,
+        saved=saved.loader if saved else None,
+    )
+    program = build_model(settings, request, vocab_size=loader.vocab_size, device=device)
+    restored = checkpoints.load(program.tensors())
+    if restored is not None:
+        saved = RunState.from_json(restored.state)
+        program.load_state(saved.program)
+        loader.load_state_dict(saved.loader)
+    step = restored.step if restored else 0
+
+    progress = RunProgress(first_step=step, total_steps=settings.train.steps, is_shown=world.rank == 0)
+    run = Run(settings, world, program, loader, folder, build_callbacks(settings), progress, step)
+    _announce(run, is_resumed=restored is not None, threads=threads)
+    stop_signal = 0
+    if step < settings.train.steps:
+        with (
+            _callbacks_around(run),
+            _metrics_file(run) as lines,
+            progress,
+            StopRequest(is_quiet=world.rank != 0) as stop,
+        ):
+            checkpoints.begin({})
+            if folder:
+                folder.write_settings(plain_settings(settings))
+            saver = Saver(run, checkpoints, exchange, threads=threads)
+            stop_signal = _train(run, saver, lines, stop, heartbeat)
+    else:
+        run.say(f"nothing to do: step {step} of {settings.train.steps} is saved; raise train.steps to go on")
+    loader.close()
+    checkpoints.close()
+    exchange.close()
+    return exit_code_of(stop_signal) if stop_signal else 0
+
+
+def _train(run: Run, saver: Saver, lines: JsonLines | None, stop: StopRequest, heartbeat: Heartbeat | None) -> int:
+    """Make the steps that are left; return the signal that ended them early, or 0."""
+    settings, program, loader = run.settings.train, run.program, run.loader
+    recorder = Recorder(program, rank=run.world.rank, num_ranks=run.world.size, dtype=settings.dtype)
+    batches = iter(loader)
+    while run.step < settings.steps:
+        recorder.begin_step()
+        position, waited = loader.position, loader.data_wait_s
+        batch = next(batches)
+        rate = learning_rate(
+            run.step,
+            peak=settings.learning_rate,
+            warmup_steps=min(settings.warmup_steps, settings.steps),
+            total_steps=settings.steps,
+            minimum=settings.minimum_learning_rate,
+        )
+        report = program.step(batch, learning_rate=rate)
+        run.step += 1
+        metrics, asked = recorder.end_step(
+            report,
+            batch,
+            step=run.step,
+            position=position,
+            data_wait_s=loader.data_wait_s - waited,
+            wants_save=saver.is_due(run.step),
+            stop_signal=stop.signal,
+        )
+        if heartbeat:
+            heartbeat.step = run.step
+        if lines:
+            lines.write(metrics_line(metrics))
+        run.progress.show(metrics)
+        for callback in run.callbacks:
+            callback.on_step_end(run, metrics)
+        if asked.save or asked.stop_signal or run.step == settings.steps:
+            saver.save(lines)
+        if asked.stop_signal:
+            run.say(f"stopped after step {run.step} of {settings.steps}, which is saved; the same command resumes")
+            return asked.stop_signal
+    run.say(f"done: {settings.steps} steps")
+    return 0
+
+
+@contextmanager
+def _callbacks_around(run: Run) -> Iterator[None]:
+    try:
+        for callback in run.callbacks:
+            callback.on_run_start(run)
+        yield
+    finally:
+        for callback in run.callbacks:
+            callback.on_run_end(run)
+
+
+@contextmanager
+def _metrics_file(run: Run) -> Iterator[JsonLines | None]:
+    if run.folder is None:
+        yield None
+        return
+    lines = JsonLines(run.folder.metrics, last_step=run.step)
+    try:
+        yield lines
+    finally:
+        lines.close()
+
+
+def _announce(run: Run, *, is_resumed: bool, threads: int) -> None:
+    run.say(str(run.program.resolution))
+    device = run.program.device
+    run.say(f"device: {device}" + (f", {threads} threads per rank" if device.type == "cpu" else ""))
+    if is_resumed:
+        run.say(f"resuming after step {run.step}, at position {run.loader.position:,}")
+
+
+def _refuse_different_settings(of_ranks: Sequence[dict[str, Any]]) -> None:
+    """Refuse a job whose machines read different settings files: the ranks would train different models."""
+    for rank, other in enumerate(of_ranks):
+        for section, values in of_ranks[0].items():
+            if values != other[section]:
+                key = next(key for key in {**values, **other[section]} if values.get(key) != other[section].get(key))
+                raise SettingsError(
+                    f"{section}.{key} is {values.get(key)!r} on rank 0 and {other[section].get(key)!r} on rank {rank}",
+                    hint="give every machine the same settings",
+                )

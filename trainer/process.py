@@ -1,0 +1,102 @@
+"""One process of a run: join the others, train, and say why it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from iostack.errors import IostackError
+from trainer.run_folder import RunFolder
+from trainer.settings import Settings
+from trainer.supervise.heartbeat import Heartbeat, Verdict
+from trainer.supervise.launch import RESUME_HINT
+from trainer.supervise.report import Failure, failure_of, print_failure, print_traceback, send_failure
+from trainer.supervise.world import World
+
+_COLLECTIVE_WORDS = ("gloo", "nccl", "connection", "collective", "socket", "store", "peer", "rank")
+
+
+def run_process(settings: Settings, *, world: World, run_dir: Path, debug: bool = False) -> int:
+    """Run this rank to its end and return its exit code; errors are told here, once for all ranks."""
+    watch: list[Heartbeat] = []
+    try:
+        return _run(settings, world, run_dir, watch)
+    except (IostackError, KeyboardInterrupt) as error:
+        if world.size == 1:
+            raise
+        return _end(error, world, watch, debug=debug)
+    except Exception as error:
+        if world.size == 1 and debug:
+            raise
+        return _end(error, world, watch, debug=debug)
+
+
+def _run(settings: Settings, world: World, run_dir: Path, watch: list[Heartbeat]) -> int:
+    from trainer.loop import run_training
+    from trainer.setup import choose_device
+    from trainer.supervise.group import process_group
+
+    device = choose_device(settings, world)
+    lost = _Lost(world)
+    with process_group(
+        world, device_type=device.type, silence_s=settings.train.silence_s, lost=lost, watch=watch
+    ) as heartbeat:
+        lock_fd = world.launch.lock_fd if world.launch else None
+        checkpoint_uri = settings.checkpoint.uri or str(run_dir.absolute() / "checkpoints")
+        with RunFolder(run_dir, lock_fd=lock_fd) if world.rank == 0 else nullcontext() as folder:
+            return run_training(
+                settings,
+                world=world,
+                device=device,
+                checkpoint_uri=checkpoint_uri,
+                folder=folder,
+                heartbeat=heartbeat,
+            )
+
+
+class _Lost:
+    """Ends this process because another rank is gone; called from a thread, since the main one may be stuck."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __call__(self, verdict: Verdict) -> None:
+        failure = Failure(f"{verdict.message}; this run ends", RESUME_HINT, is_consequence=True)
+        if self._world.launch:
+            send_failure(self._world.launch.report_fd, failure)
+        elif verdict.is_first:
+            print_failure(failure)
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def _end(error: BaseException, world: World, watch: list[Heartbeat], *, debug: bool) -> int:
+    """Tell why this rank fails, unless it fails because another one is gone."""
+    failure = failure_of(error)
+    if debug:
+        print_traceback(error, rank=world.rank)
+    if watch and _is_collective(error):
+        watch[0].wait_for_verdict()  # ends the process if a rank was lost
+    is_first = watch[0].fail(f"rank {world.rank} failed: {failure.message}") if watch else world.local_rank == 0
+    if world.launch:
+        send_failure(world.launch.report_fd, failure)
+    elif is_first:
+        print_failure(failure)
+    sys.stdout.flush()
+    # Leaving in an orderly way would wait for collectives that nobody answers.
+    if world.size > 1:
+        os._exit(failure.exit_code)
+    return failure.exit_code
+
+
+def _is_collective(error: BaseException) -> bool:
+    """Whether an error may be how a lost peer shows: torch raises a plain RuntimeError for most of these."""
+    chain: BaseException | None = error
+    while chain is not None:
+        is_plain = isinstance(chain, RuntimeError) and not isinstance(chain, IostackError)
+        if is_plain and any(word in str(chain).lower() for word in _COLLECTIVE_WORDS):
+            return True
+        chain = chain.__cause__
+    return False
