@@ -141,10 +141,10 @@ class Checkpointer:
         attempt = self._open_attempt(step, doing)
         plan = self._planner.plan(tensors)
         self._planner.check_equal(plan, tensors)
-        try:
-            exchange.run(
-                doing,
-                lambda: write_rank(
+
+        def write() -> int:
+            try:
+                return write_rank(
                     store,
                     attempt,
                     plan.pieces,
@@ -155,8 +155,13 @@ class Checkpointer:
                     state=state,
                     settings=settings,
                     rank_state=rank_state,
-                ),
-            )
+                )
+            except FileNotFoundError:
+                check_newest(store, attempt.id.generation)  # a newer start deletes what older ones had not finished
+                raise
+
+        try:
+            exchange.run(doing, write)
             num_bytes = int(exchange.run_on_first(doing, lambda: str(self._commit(attempt)).encode()))
         except CheckpointError:
             if exchange.rank == 0:
@@ -254,7 +259,7 @@ class Checkpointer:
         check_newest(self._store, attempt.id.generation)
         manifest = commit(self._store, attempt, world=self._exchange.world)
         try:
-            self._store.put(LATEST, encode({"step": attempt.id.step, "generation": attempt.id.generation}, what=LATEST))
+            self._store.put(LATEST, encode({"step": attempt.id.step, "generation": attempt.id.generation}))
         except OSError as error:
             logger.warning("%s could not be written: %s", locate(self._store, LATEST), error)
         return sum(manifest.files.bytes)

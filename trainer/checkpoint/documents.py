@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import zstandard
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -135,37 +135,44 @@ def digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def encode(value: object, *, what: str) -> bytes:
-    """Return ``value`` as compact JSON with sorted keys.
+def plain(value: Mapping[str, JSON], *, what: str) -> dict[str, JSON]:
+    """Return a mapping as JSON will give it back: mappings as dict, tuples as lists.
 
-    Raises CheckpointError that names the place of the first thing that JSON cannot hold. NaN and infinities are kept,
-    as Python writes them: a loss may be one. Tuples become lists.
+    NaN and infinities are kept, as Python writes them: a loss may be one. Raises CheckpointError that names the place
+    of the first thing that JSON cannot hold, for instance ``state.optimizer.lr``.
     """
-    _check_json(value, what, 0)
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return cast(dict[str, JSON], _plain(value, what, 0))
 
 
-def _check_json(value: object, where: str, depth: int) -> None:
+def _plain(value: object, where: str, depth: int) -> JSON:
     if depth > 100:
         raise CheckpointError(f"{where[:200]} is nested more than 100 levels deep: it cannot be saved")
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, Mapping):
-        for key, item in value.items():
+        for key in value:
             if not isinstance(key, str):
                 raise CheckpointError(f"{where} has the key {key!r}: JSON keys are strings", hint="convert it")
-            _check_json(item, f"{where}.{key}", depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            _check_json(item, f"{where}[{number}]", depth + 1)
-    elif value is not None and not isinstance(value, (bool, int, float, str)):
-        raise CheckpointError(
-            f"{where} is a {type(value).__name__}: state is saved as JSON",
-            hint="pass tensors among the tensors, and convert the rest to numbers, strings, lists and mappings",
-        )
+        return {str(key): _plain(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{number}]", depth + 1) for number, item in enumerate(value)]
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise CheckpointError(
+        f"{where} is a {type(value).__name__}: state is saved as JSON",
+        hint="pass tensors among the tensors, and convert the rest to numbers, strings, lists and mappings",
+    )
+
+
+def encode(value: object) -> bytes:
+    """Return plain JSON as compact text with sorted keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def seal(document: Document) -> bytes:
     """Return the bytes of a document, led by the digest of all other fields."""
-    body = encode(document.model_dump(), what=type(document).__name__)
+    body = encode(document.model_dump())
     return _SEAL + digest(body).encode() + b'",' + body[1:]
 
 
@@ -189,7 +196,7 @@ def parse(kind: type[Model], data: bytes, *, what: str) -> Model:
 
 
 def compress(document: Document) -> bytes:
-    return zstandard.ZstdCompressor(level=3).compress(encode(document.model_dump(), what=type(document).__name__))
+    return zstandard.ZstdCompressor(level=3).compress(encode(document.model_dump()))
 
 
 def decompress(kind: type[Model], data: bytes, *, what: str) -> Model:

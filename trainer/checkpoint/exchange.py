@@ -7,6 +7,7 @@ is the same CheckpointError on all and no rank waits for one that has given up.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,7 +20,7 @@ from iostack.errors import BrokenStepError, CheckpointError, IostackError, redac
 
 T = TypeVar("T")
 
-_DISK_FULL = frozenset({27, 28, 122})  # EFBIG, ENOSPC, EDQUOT
+_DISK_FULL = frozenset({errno.EFBIG, errno.ENOSPC, errno.EDQUOT})
 
 
 class Exchange:
@@ -115,7 +116,8 @@ def _describe(error: Exception) -> dict[str, Any]:
             hint = "free some space, raise the quota, or keep fewer steps"
         elif isinstance(error, PermissionError):
             hint = "give this user the right to write there, or choose another folder"
-    return {"message": redact(message), "hint": hint, "is_broken": isinstance(error, BrokenStepError)}
+    is_broken = isinstance(error, BrokenStepError) or getattr(error, "errno", None) == errno.EIO  # a bad sector
+    return {"message": redact(message), "hint": hint, "is_broken": is_broken}
 
 
 def _tensor(data: bytes) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, cast
 
-from iostack.errors import CheckpointError, MissingExtraError, redact
+from iostack.errors import BrokenStepError, CheckpointError, MissingExtraError, redact
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
@@ -61,7 +61,7 @@ class FsspecStore:
     def read(self, path: str, *, limit: int) -> bytes:
         num_bytes = self._fs.size(self._name(path))
         if num_bytes is None or num_bytes > limit:
-            raise OSError(f"{self._name(path)} has {num_bytes} bytes, more than the {limit} that it can have")
+            raise BrokenStepError(f"{self.uri}/{path} has {num_bytes} bytes, more than the {limit} that it can have")
         return cast(bytes, self._fs.cat_file(self._name(path)))
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from iostack.errors import BrokenStepError, CheckpointError
-from trainer.checkpoint.documents import JSON, MAX_DOCUMENT_BYTES, GenerationFile, RunFile, encode, seal, unseal
+from trainer.checkpoint.documents import JSON, MAX_DOCUMENT_BYTES, GenerationFile, RunFile, plain, seal, unseal
 from trainer.checkpoint.layout import RUN, generation_path
 from trainer.checkpoint.lineage import newest_generation
 from trainer.checkpoint.store import Store, locate
@@ -43,13 +43,13 @@ def begin_generation(store: Store, run: Mapping[str, JSON], *, world: int) -> in
 
 
 def _claim(store: Store, run: Mapping[str, JSON]) -> None:
-    encode(run, what="run")
-    data = seal(RunFile(run=dict(run)))
+    ours = plain(run, what="run")
+    data = seal(RunFile(run=ours))
     if not store.create(RUN, data):
         what = locate(store, RUN)
         data = store.read(RUN, limit=MAX_DOCUMENT_BYTES)
         saved = unseal(RunFile, data, what=what).run
-        for name, there, here in _differences(saved, json.loads(encode(run, what="run")), ""):
+        for name, there, here in _differences(saved, ours, ""):
             raise CheckpointError(
                 f"{what} is of another run: {name} is {there} there and {here} here",
                 hint="continue with the settings that the run was started with, or choose another folder",

@@ -7,6 +7,7 @@ that what was reported as written survives a power cut.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
-from iostack.errors import CheckpointError
+from iostack.errors import BrokenStepError, CheckpointError
 
 _WRITE_BUFFER_BYTES = 1 << 20
 
@@ -33,7 +34,7 @@ class LocalStore:
             except FileExistsError:
                 return False
             except OSError as error:
-                if isinstance(error, (PermissionError, FileNotFoundError)) or error.errno in (28, 122):
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
                     raise
                 raise CheckpointError(
                     f"cannot create {name} conditionally: this file system has no hard links ({error.strerror})",
@@ -61,7 +62,9 @@ class LocalStore:
         with self._open(path) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             if num_bytes > limit:
-                raise OSError(f"{self._name(path)} has {num_bytes} bytes, more than the {limit} that it can have")
+                raise BrokenStepError(
+                    f"{self._name(path)} has {num_bytes} bytes, more than the {limit} that it can have"
+                )
             return file.read(limit)
 
     def read_range(self, path: str, begin: int, end: int) -> bytearray:
@@ -77,7 +80,9 @@ class LocalStore:
         return buffer if done == len(buffer) else buffer[:done]
 
     def files(self, folder: str) -> dict[str, int]:
-        return {entry.name: entry.stat().st_size for entry in self._scan(folder) if entry.is_file()}
+        return {
+            entry.name: entry.stat().st_size for entry in self._scan(folder) if entry.is_file(follow_symlinks=False)
+        }
 
     def folders(self, folder: str) -> list[str]:
         return [entry.name for entry in self._scan(folder) if entry.is_dir(follow_symlinks=False)]
@@ -97,10 +102,15 @@ class LocalStore:
     def _open(self, path: str) -> BinaryIO:
         """Open a regular file: never a link that leads elsewhere, nor a pipe that would block."""
         name = self._name(path)
-        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileNotFoundError(errno.ENOENT, "a link, not a file", name) from error
+            raise
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise FileNotFoundError(2, "not a regular file", name)
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", name)
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def _scan(self, folder: str) -> list[os.DirEntry[str]]:

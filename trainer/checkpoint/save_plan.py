@@ -50,7 +50,7 @@ class SavePlanner:
         exchange = self._exchange
         held = exchange.run("planning the save", lambda: describe(tensors))
         described = [_to_json(piece, is_shard) for piece, is_shard in held]
-        layout = digest(encode(described, what="layout"))
+        layout = digest(encode(described))
         is_known = self._plan is not None and self._plan.layout == layout
         if not all(exchange.gather(is_known)):
             everything = exchange.gather(described)

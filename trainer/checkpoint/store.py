@@ -33,7 +33,7 @@ class Store(Protocol):
         """Open a data file that does not exist yet for writing in order."""
 
     def read(self, path: str, *, limit: int) -> bytes:
-        """Return a whole file; a file of more than ``limit`` bytes is an OSError."""
+        """Return a whole file; a file of more than ``limit`` bytes is a BrokenStepError."""
 
     def read_range(self, path: str, begin: int, end: int) -> bytes | bytearray:
         """Return bytes [begin, end), fewer if the file ends before."""

@@ -11,7 +11,7 @@ from trainer.checkpoint.documents import (
     PieceColumns,
     RankFile,
     TensorColumns,
-    encode,
+    plain,
     seal,
 )
 from trainer.checkpoint.layout import Attempt, StepId, data_path, rank_path
@@ -42,8 +42,9 @@ def write_rank(
     The rank file is created last and only once everything before it is durable. ``state`` and ``settings`` are stored
     by rank 0 only.
     """
-    for what, values in (("state", state), ("settings", settings), ("rank_state", rank_state)):
-        encode(values, what=what)
+    # What JSON cannot hold is found on every rank, before anything is written.
+    plain_state, plain_settings = plain(state, what="state"), plain(settings, what="settings")
+    plain_rank_state = None if rank_state is None else plain(rank_state, what="rank_state")
     names, sizes, checksums, begins, file_of = [], [], [], [], []
     files = pack(pieces, file_bytes=file_bytes)
     for number, content in enumerate(files):
@@ -78,9 +79,9 @@ def write_rank(
             offsets=[offset for piece in written for offset in piece.offsets],
             sizes=[size for piece in written for size in piece.sizes],
         ),
-        settings=dict(settings) if rank == 0 else None,
-        state=dict(state) if rank == 0 else None,
-        rank_state=dict(rank_state) if rank_state is not None else None,
+        settings=plain_settings if rank == 0 else None,
+        state=plain_state if rank == 0 else None,
+        rank_state=plain_rank_state,
     )
     store.create(rank_path(attempt, rank), seal(document))
     return sum(sizes)
