@@ -124,11 +124,12 @@ class FsspecOrigin:
 
             with _origin_errors(self.uri), _missing_clients(self.uri):
                 system, root = fsspec.core.url_to_fs(self._full_uri, **self._options)
-            self._opened = os.getpid(), system, root.rstrip("/")
+            self._opened = os.getpid(), system, root
         return self._opened[1], self._opened[2]
 
     def _at(self, path: str) -> tuple[Any, str]:
         system, root = self._open()
+        root = root.rstrip("/")
         return system, root if path == _last(root) and self._is_one_object else f"{root}/{path}"
 
     @cached_property
@@ -141,10 +142,11 @@ class FsspecOrigin:
         system, root = self._open()
         with _origin_errors(self.uri):
             details = _found(lambda: system.find(root, detail=True)) or {}
+        root = root.rstrip("/")
         infos = []
         for full, detail in details.items():
             if full.rstrip("/") == root:
-                return [_object(_last(root), detail)]
+                return [info for info in [self.info(_last(root))] if info]
             path = full[len(root) :].lstrip("/") if full.startswith(root) else _last(full)
             if any(part.startswith(".") for part in path.split("/")):
                 continue

@@ -1,0 +1,172 @@
+"""Remote corpora: any fsspec scheme, brought whole into the cache, once; credentials stay out of messages."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import corpora
+import fsspec
+import http_store
+import pytest
+import zstandard
+
+import iostack
+from iostack.corpus.index import build_manifest
+from iostack.errors import CorpusError, CorpusNotFoundError, MissingExtraError, OriginError, ShardError
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+def _jsonl(count: int, start: int = 0) -> bytes:
+    import json
+
+    return "".join(json.dumps(sample) + "\n" for sample in corpora.texts(count, start)).encode()
+
+
+def _tar(count: int) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, data in corpora.images(count):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def test_any_fsspec_scheme_is_read_through_the_cache(memory: fsspec.AbstractFileSystem, cache_dir: Path) -> None:
+    memory.pipe("/bucket/corpus/a.jsonl", _jsonl(10))
+    memory.pipe("/bucket/corpus/sub/b.jsonl.zst", zstandard.compress(_jsonl(5, 10)))
+    corpus = iostack.open_corpus("memory://bucket/corpus")
+    assert [corpus.shard_name(i) for i in range(2)] == [
+        "memory://bucket/corpus/a.jsonl",
+        "memory://bucket/corpus/sub/b.jsonl.zst",
+    ]
+    assert not corpus.is_resident(1)
+    corpus.fetch_shard(1)
+    assert corpus.is_resident(1)
+    assert not corpus.is_resident(0)
+    assert build_manifest("memory://bucket/corpus").file == "memory://bucket/corpus/.iostack/manifest.arrow"
+    assert list(iostack.open_corpus("memory://bucket/corpus")) == corpora.texts(15)
+    assert not list(cache_dir.rglob("*.part"))
+    assert not list(cache_dir.rglob("*.lock"))
+
+
+def test_token_pairs_are_counted_without_being_brought_here(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path, cache_dir: Path
+) -> None:
+    documents = corpora.documents(20)
+    for path in corpora.write_tokens(tmp_path / "a", documents):
+        memory.pipe(f"/tokens/{path.name}", path.read_bytes())
+    corpus = iostack.open_corpus("memory://tokens")
+    assert len(corpus) == 20
+    assert not (cache_dir / "objects").exists()
+    assert corpus[3]["tokens"].tolist() == documents[3][0]
+
+
+def test_one_remote_object_is_a_corpus(memory: fsspec.AbstractFileSystem, cache_dir: Path) -> None:
+    memory.pipe("/bucket/a.jsonl", _jsonl(3))
+    memory.pipe("/bucket/b.jsonl", _jsonl(4))
+    uri = "memory://bucket/a.jsonl"
+    assert iostack.open_corpus(uri).num_shards == 1
+    assert build_manifest(uri).file.startswith(str(cache_dir / "manifests"))
+    assert list(iostack.open_corpus(uri)) == corpora.texts(3)
+
+
+def test_each_object_is_fetched_once_over_http(cache_dir: Path) -> None:
+    with http_store.serve({"/c/a.tar": _tar(12), "/c/b.tar": _tar(3)}) as store:
+        for _ in range(3):
+            corpus = iostack.open_corpus(f"{store.uri}/c/")
+            assert corpus.num_shards == 2
+            for shard in range(2):
+                corpus.fetch_shard(shard)
+                corpus.open_shard(shard)
+        assert store.gets == {"/c/a.tar": 1, "/c/b.tar": 1}
+        reader = corpus.open_shard(0)
+        assert list(reader.read(range(12))) == corpora.grouped(corpora.images(12))
+
+
+def test_a_replaced_object_is_fetched_anew() -> None:
+    with http_store.serve({"/c/a.jsonl": _jsonl(3)}) as store:
+        assert len(iostack.open_corpus(f"{store.uri}/c/").open_shard(0).read([0, 1, 2])) == 3
+        store.objects["/c/a.jsonl"] = _jsonl(3).replace(b"line", b"LINE")
+        sample = iostack.open_corpus(f"{store.uri}/c/").open_shard(0).read([0])[0]
+        assert sample["text"].startswith("LINE")
+
+
+def test_a_remote_shard_that_shrank_is_named(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe("/bucket/a.jsonl", _jsonl(10))
+    corpus = iostack.open_corpus("memory://bucket")
+    memory.pipe("/bucket/a.jsonl", _jsonl(5))
+    with pytest.raises(ShardError, match=r"memory://bucket/a.jsonl shrank from .* since it was indexed"):
+        corpus.open_shard(0)
+    memory.rm("/bucket/a.jsonl")
+    with pytest.raises(ShardError, match="is gone since it was indexed"):
+        corpus.open_shard(0)
+
+
+def test_nothing_remote_says_so(memory: fsspec.AbstractFileSystem) -> None:
+    with pytest.raises(CorpusNotFoundError, match="nothing is there"):
+        iostack.open_corpus("memory://nowhere")
+
+
+def test_a_manifest_cannot_reach_outside_its_corpus(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    from iostack.corpus.manifest import SIDECAR, manifest_from_columns
+
+    hostile = manifest_from_columns(format="jsonl", paths=["../secret.jsonl"], bytes=[3], samples=[1])
+    memory.pipe(f"/bucket/corpus/{SIDECAR}", hostile.to_bytes())
+    memory.pipe("/bucket/secret.jsonl", b"{}\n")
+    with pytest.raises(CorpusError, match="climbs out of its root"):
+        iostack.open_corpus("memory://bucket/corpus").open_shard(0)
+
+
+def test_a_missing_client_answers_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    with pytest.raises(MissingExtraError) as caught:
+        iostack.open_corpus("gs://bucket/corpus")
+    assert caught.value.hint == 'pip install "iostack[gcs]"'
+
+
+def test_credentials_never_show() -> None:
+    with http_store.serve({}) as store:
+        uri = store.uri.replace("http://", "http://user:hunter2@") + "/c/?token=sesame"
+        with pytest.raises((OriginError, CorpusNotFoundError)) as caught:
+            iostack.open_corpus(uri)
+    for text in (str(caught.value), caught.value.hint):
+        assert "hunter2" not in text
+        assert "sesame" not in text
+
+
+def test_storage_options_reach_the_file_system(tmp_path: Path) -> None:
+    corpora.write_jsonl(tmp_path / "a.jsonl", corpora.texts(3))
+    corpus = iostack.open_corpus("dir://", target_protocol="file", path=str(tmp_path))
+    assert corpus.num_shards == 1
+    with pytest.raises(OriginError, match="local files take no storage options: anon"):
+        iostack.open_corpus(tmp_path, anon=True)
+
+
+def test_a_file_system_is_made_anew_after_a_fork(memory: fsspec.AbstractFileSystem) -> None:
+    import os
+
+    memory.pipe("/bucket/a.jsonl", _jsonl(3))
+    corpus = iostack.open_corpus("memory://bucket")
+    reading, writing = os.pipe()
+    if not (pid := os.fork()):
+        answer = b"bad"
+        try:
+            answer = b"ok" if corpus.open_shard(0).counts.samples == 3 else b"wrong"
+        finally:
+            os.write(writing, answer)
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    with os.fdopen(reading, "rb") as file:
+        assert file.read() == b"ok"
