@@ -26,11 +26,6 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return run_ranks(tmp_path_factory.mktemp("four"), 4, "parity")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @cache
 def one_process(tied: bool, clip: float | None) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     program = cases.Case("one process", tied=tied, clip=clip).build()
