@@ -1,4 +1,7 @@
-"""Sequences from documents, tokenised on the fly: a unit of rows -> shuffled documents -> one stream -> sequences."""
+"""Sequences from documents, tokenised on the fly.
+
+    a unit of rows ──permute──> documents ──tokenise, join──> one stream ──cut──> sequences ──permute──> outputs
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,18 @@ from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.sequences import unit_phase
 from iostack.plan.units import Unit
 
-_DOCUMENT_ORDER = 5
+_DOCUMENT_ORDER, _SEQUENCE_ORDER = 5, 7
 
 
 class TextUnit:
-    """The sequences of one unit: output k is ``tokens[first + k * seq_len :][: seq_len + 1]``."""
+    """The sequences of one unit: output k is the ``seq_len`` + 1 tokens from ``starts[k]`` on."""
 
-    def __init__(self, tokens: NDArray[np.int32], seq_len: int, first: int, identities: NDArray[np.int64]) -> None:
+    def __init__(
+        self, tokens: NDArray[np.int32], seq_len: int, starts: NDArray[np.int64], identities: NDArray[np.int64]
+    ) -> None:
         self.tokens = tokens
         self.seq_len = seq_len
-        self.first = first
+        self.starts = starts
         self.identities = identities
 
     def __len__(self) -> int:
@@ -33,7 +38,7 @@ class TextUnit:
 
     def sequence(self, output: int) -> NDArray[np.int32]:
         """Return the ``seq_len`` + 1 tokens of one output; a view."""
-        start = self.first + output * self.seq_len
+        start = int(self.starts[output])
         return self.tokens[start : start + self.seq_len + 1]
 
 
@@ -63,7 +68,7 @@ class TextReader:
         self._most_tokens_seen = 0
 
     def load(self, unit: Unit) -> TextUnit:
-        """Return the sequences of a unit; its documents are permuted by (seed, epoch, unit)."""
+        """Return the sequences of a unit; documents and sequences are permuted by (seed, epoch, unit)."""
         texts = self._texts(unit)
         order = permutation(derive_key(self._seed, _DOCUMENT_ORDER, unit.epoch, unit.number), len(texts))
         encoded = self.tokenizer.encode([texts[row] for row in order.tolist()])
@@ -73,7 +78,9 @@ class TextReader:
         self._most_tokens_seen = max(self._most_tokens_seen, len(tokens))
         num_outputs = max(len(tokens) - 1, 0) // self.seq_len
         first = unit_phase(len(tokens), self.seq_len, self._seed, unit.epoch, unit.number)
-        return TextUnit(tokens, self.seq_len, first, unit_identities(self._number, unit.number, num_outputs))
+        outputs = permutation(derive_key(self._seed, _SEQUENCE_ORDER, unit.epoch, unit.number), num_outputs)
+        identities = unit_identities(self._number, unit.number, num_outputs)
+        return TextUnit(tokens, self.seq_len, first + outputs * self.seq_len, identities[outputs])
 
     def what_is_missing(self) -> str:
         """Say why there is no output: the text is too short."""
