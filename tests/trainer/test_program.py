@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import trainer.build
 from iostack.errors import PluginError, RunError, SettingsError, StateError
 from iostack.registry import registry
 from tests.trainer import cases
@@ -58,11 +57,6 @@ def build_with(monkeypatch: pytest.MonkeyPatch, model: Any, **changes: Any) -> P
 
 def test_initial_values_depend_on_seed_and_name_only() -> None:
     whole = cases.Case("whole").build().tensors()
-    model = build_on_meta(
-        "decoder", {"dim": 32, "layers": 4, "heads": 4, "kv_heads": 2}, vocab_size=31, seq_len=12
-    ).double()
-    layer = model.get_submodule("layers")
-    materialise(layer, seed=0, device=torch.device("cpu"))
     other_seed = cases.Case("other").build(seed=1).tensors()
     name = "layers.2.feed_forward.down.weight"
     torch.manual_seed(7)
@@ -80,7 +74,7 @@ def test_the_global_generator_is_left_alone_by_initial_values() -> None:
 
 
 def test_streams_are_pinned() -> None:
-    assert stream_seed(0, "init", "layers.0") == 5583108431735396633
+    assert stream_seed(0, "init", "layers.0") == 6891154853809039002
     assert stream_seed(0, "step", 1, 0) != stream_seed(0, "step", 10)
     assert torch.rand(1, generator=stream_generator(1, "a")).item() == torch.rand(1, generator=stream_generator(1, "a"))
 
@@ -167,10 +161,7 @@ def test_bf16_keeps_fp32_weights_and_stays_near_fp32() -> None:
     assert losses[0] != losses[1]
 
 
-def test_contracts_and_plugins_import_no_torch() -> None:
+def test_contracts_and_plugins_import_no_torch(tmp_path: Path) -> None:
     plugins = "iostack_decoder, iostack_ddp, iostack_replicate, iostack_recompute"
     code = f"import sys, trainer.contracts, {plugins}; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(trainer.build.__file__).parent).returncode
-        == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path).returncode == 0
