@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,8 @@ def prove_samples(settings: Settings, run_dir: Path, progress: Callable[[int, in
     saved = Checkpointer(settings.checkpoint.uri or str(run_dir / "checkpoints")).latest()
     if saved is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint")
-    data = settings.data.model_copy(update={"lanes": saved.state["loader"]["plan"]["lanes"]})
+    loader_state: Any = saved.state["loader"]
+    data = settings.data.model_copy(update={"lanes": loader_state["plan"]["lanes"]})
     loader = open_loader(open_sources(data), data, data_rank=0, data_ranks=1, device=torch.device("cpu"))
     batches = iter(loader)
     seen: set[int] = set()
