@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,9 +20,9 @@ def tensors_of(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def save_steps(folder: Path | str, *steps: int, keep: int = 0) -> None:
+def save_steps(folder: Path | str, *steps: int, keep: int = 0, **options: Any) -> None:
     """Save steps as one start of the run that goes on from what is there, if anything is."""
-    checkpoints = Checkpointer(str(folder), keep=keep)
+    checkpoints = Checkpointer(str(folder), keep=keep, **options)
     checkpoints.begin({"model": "test"})
     checkpoints.load(tensors_of(0))
     for step in steps:
@@ -29,10 +30,10 @@ def save_steps(folder: Path | str, *steps: int, keep: int = 0) -> None:
     checkpoints.close()
 
 
-def load(folder: Path | str) -> Restored | None:
+def load(folder: Path | str, **options: Any) -> Restored | None:
     """Load the newest usable step and check that every tensor is that step's."""
     tensors = {name: torch.zeros_like(tensor) for name, tensor in tensors_of(0).items()}
-    restored = Checkpointer(str(folder)).load(tensors)
+    restored = Checkpointer(str(folder), **options).load(tensors)
     if restored is not None:
         assert restored.state == {"position": restored.step * 10}
         for name, expected in tensors_of(restored.step).items():
@@ -40,6 +41,6 @@ def load(folder: Path | str) -> Restored | None:
     return restored
 
 
-def loaded_step(folder: Path | str) -> int | None:
-    restored = load(folder)
+def loaded_step(folder: Path | str, **options: Any) -> int | None:
+    restored = load(folder, **options)
     return None if restored is None else restored.step

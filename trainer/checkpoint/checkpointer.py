@@ -139,8 +139,8 @@ class Checkpointer:
         exchange, store, parent = self._exchange, self._store, self._parent
         doing = f"step {step} was not saved"
         attempt = self._open_attempt(step, doing)
-        plan = self._planner.plan(tensors)
-        self._planner.check_equal(plan, tensors)
+        plan = self._planner.plan(tensors, doing)
+        self._planner.check_equal(plan, tensors, doing)
 
         def write() -> int:
             try:
@@ -239,7 +239,7 @@ class Checkpointer:
             raise CheckpointError(f"{doing}: begin() was not called")
         steps = self._exchange.gather(step)
         if len(set(steps)) > 1:
-            raise CheckpointError(f"{doing}: the ranks are at different steps: {steps}")
+            raise CheckpointError(f"nothing was saved: the ranks are at different steps: {steps}")
         attempt = Attempt(StepId(step=step, generation=self.generation), self._num_attempts)
         self._num_attempts += 1
 

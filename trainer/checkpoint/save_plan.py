@@ -45,22 +45,22 @@ class SavePlanner:
         self._exchange = exchange
         self._plan: SavePlan | None = None
 
-    def plan(self, tensors: Tensors) -> SavePlan:
-        """Return this rank's part of the plan; a collective. Raises CheckpointError on all ranks alike."""
+    def plan(self, tensors: Tensors, doing: str) -> SavePlan:
+        """Return this rank's part of the plan; a collective. ``doing`` begins the CheckpointError that all ranks get."""
         exchange = self._exchange
-        held = exchange.run("planning the save", lambda: describe(tensors))
+        held = exchange.run(doing, lambda: describe(tensors))
         described = [_to_json(piece, is_shard) for piece, is_shard in held]
         layout = digest(encode(described))
         is_known = self._plan is not None and self._plan.layout == layout
         if not all(exchange.gather(is_known)):
             everything = exchange.gather(described)
             self._plan = exchange.run(
-                "planning the save", lambda: _divide(layout, [_from_json(rows) for rows in everything], exchange.rank)
+                doing, lambda: _divide(layout, [_from_json(rows) for rows in everything], exchange.rank)
             )
         assert self._plan is not None
         return self._plan
 
-    def check_equal(self, plan: SavePlan, tensors: Tensors) -> None:
+    def check_equal(self, plan: SavePlan, tensors: Tensors, doing: str) -> None:
         """Check that pieces held by several ranks have the same bytes on all of them; a collective.
 
         Costs one hash of what is replicated (about 8 GB/s) and a message per set of holders.
@@ -69,7 +69,7 @@ class SavePlanner:
         if exchange.world == 1:
             return
         digests = exchange.run(
-            "comparing replicated tensors",
+            doing,
             lambda: {
                 holders: {piece.key: _hash(piece_bytes(piece, tensors)) for piece in pieces}
                 for holders, pieces in plan.shared.items()
@@ -91,7 +91,7 @@ class SavePlanner:
                 for key, value in parts.items()
             ]
         )
-        raise _unequal_error(details)
+        raise _unequal_error(details, doing)
 
 
 def describe(tensors: Tensors) -> list[_Held]:
@@ -201,7 +201,7 @@ def _hash(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-def _unequal_error(details: list[list[list[str]]]) -> CheckpointError:
+def _unequal_error(details: list[list[list[str]]], doing: str) -> CheckpointError:
     seen: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     for rank, rows in enumerate(details):
         for name, offsets, value in rows:
@@ -211,6 +211,6 @@ def _unequal_error(details: list[list[list[str]]]) -> CheckpointError:
     one, other = sorted(ranks.values())[:2]
     more = f" ({len(unequal)} pieces differ)" if len(unequal) > 1 else ""
     return CheckpointError(
-        f"tensor {name} should be the same on ranks {one} and {other} and differs{more}: nothing was saved",
+        f"{doing}: tensor {name} should be the same on ranks {one} and {other} and differs{more}",
         hint="the ranks have drifted apart, or one name is used for different things",
     )
