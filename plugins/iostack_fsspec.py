@@ -228,6 +228,8 @@ def _origin_errors(uri: str) -> Iterator[None]:
     except IostackError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the local disk's fault: the cache says so
         detail = redact(f"{type(error).__name__}: {error}".splitlines()[0])
         raise OriginError(f"{uri}: {detail}", hint="check the URI, the credentials and the network") from error
 

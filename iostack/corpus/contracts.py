@@ -89,8 +89,8 @@ class Counts:
 class ShardFiles:
     """The local files of one shard, and where a reader may keep a row index that is built once.
 
-    ``index`` is a file name without suffix in a folder that exists; it is unique to this version of the shard. Write it
-    as a temporary file in the same folder and rename it.
+    ``index`` is a file name without suffix, unique to this version of the shard: ``row_index.load_or_build`` keeps an
+    index there. Its folder exists if the cache folder can be written to.
     """
 
     name: str

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +95,8 @@ class Place:
         files = [self._bring(shard.object, shard.compression), *(self._bring(each, "") for each in shard.companions)]
         info = self._local_info(shard.object) or shard.object
         index = self.folder / "index" / object_id(self.namespace, info.path, info.bytes, info.etag, format.name)
-        index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with suppress(OSError):  # an index that cannot be kept is built in memory
+            index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return ShardFiles(self.name(info.path), files[0], tuple(files[1:]), index)
 
     def name(self, path: str) -> str:

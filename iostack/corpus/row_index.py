@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +57,16 @@ def load_or_build(path: Path, *, made_by: str, shard_bytes: int, build: Callable
 
 
 def _save(path: Path, origin: str, index: RowIndex) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     metadata = {"origin": origin, "digest": index.digest(), "notes": json.dumps(dict(index.notes))}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
-        save_file(dict(index.arrays), temporary, metadata=metadata)
+        temporary.write_bytes(save(dict(index.arrays), metadata=metadata))
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         logger.warning("row index %s is kept in memory only: %s", path, error)
 
 
