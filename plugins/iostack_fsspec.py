@@ -50,8 +50,14 @@ class LocalOrigin:
 
     def _walk(self) -> Iterator[ObjectInfo]:
         with _origin_errors(self.uri):
+            seen: set[tuple[int, int]] = set()
             for folder, folders, names in os.walk(self._root, followlinks=True, onerror=_raise):
-                folders[:] = [name for name in folders if not name.startswith(".")]
+                entered = os.stat(folder)
+                if (entered.st_dev, entered.st_ino) in seen:  # a link back up, or two ways to one folder
+                    folders.clear()
+                    continue
+                seen.add((entered.st_dev, entered.st_ino))
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
                 below = os.path.relpath(folder, self._root)
                 for name in names:
                     path = name if below == "." else f"{below}/{name}"

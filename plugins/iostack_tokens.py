@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,12 @@ class TokensReader:
     def __init__(self, header: _Header, tokens: NDArray[np.integer[Any]], index: Mapped, name: str) -> None:
         self.counts = header.counts
         self.tokens = tokens
-        self._starts = _document_starts(header, index, name)
+        self._find_documents = partial(_document_starts, header, index, name)
+        self._find_documents()  # checks it; who reads only tokens need not keep 8 bytes per document
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return self._find_documents()
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
         wanted = np.asarray(rows, np.int64)

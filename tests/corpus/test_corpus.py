@@ -133,6 +133,21 @@ def test_threads_that_open_one_shard_share_its_reader(folder: Path) -> None:
     assert len({id(reader) for reader in readers}) == 1
 
 
+def test_links_are_followed_and_links_in_a_circle_end(folder: Path, tmp_path: Path) -> None:
+    (folder / "sub" / "up").symlink_to(folder)
+    (folder / "broken.jsonl").symlink_to(tmp_path / "nowhere")
+    (folder / "d.jsonl").symlink_to(corpora.write_jsonl(tmp_path / "elsewhere", corpora.texts(2)))
+    os.mkfifo(folder / "pipe.jsonl")
+    corpus = iostack.open_corpus(folder)
+    assert [corpus.manifest.path(i) for i in range(corpus.num_shards)] == [
+        "a.jsonl",
+        "b.jsonl",
+        "d.jsonl",
+        "sub/c.jsonl",
+    ]
+    assert corpus.open_shard(2).counts.samples == 2
+
+
 def test_nothing_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(CorpusNotFoundError, match="there is no such file or folder"):
         iostack.open_corpus(tmp_path / "nowhere")
