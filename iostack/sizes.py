@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from iostack.errors import SettingsError
 
@@ -13,20 +14,22 @@ _UNITS = {"": 1, "b": 1} | {
 }
 
 
-def parse_bytes(size: int | str) -> int:
+def parse_bytes(size: float | str) -> int:
     """Return a size in bytes; a bare number counts bytes, KiB is 1024 and KB 1000.
 
     Raises:
         SettingsError: it is no size, or negative.
     """
+    if isinstance(size, float) and size.is_integer():
+        size = int(size)
     if isinstance(size, int):
         if size < 0:
             raise SettingsError(f"{size} is not a size: it is negative")
         return size
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size), re.ASCII)
     if match is None or match[2].lower() not in _UNITS:
         raise SettingsError(f"{size!r} is not a size", hint='write it like "256 MiB", "1.5 GB" or 4096')
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return int(Decimal(match[1]) * _UNITS[match[2].lower()])
 
 
 def format_bytes(size: float) -> str:

@@ -34,6 +34,18 @@ class BadSamples:
                 hint="repair the corpus, or raise max_bad_samples",
             ) from error
 
+    def refuse_in_a_row(self, tried: int, bad: str, error: Exception) -> None:
+        """Refuse to look further for a substitute of ``bad`` once as many were bad as the budget allows.
+
+        Raises:
+            SubstitutionError: before the ``tried``-th is read; so a transform that always fails is found out soon.
+        """
+        if tried > max(self.budget, 1):
+            raise SubstitutionError(
+                f"{tried} samples in a row are bad, from {bad} on; the first: {type(error).__name__}: {error}",
+                hint="check the transforms and the corpus; max_bad_samples allows more",
+            ) from error
+
     def nothing_left(self, where: str, error: Exception) -> SubstitutionError:
         """Return the error for a window in which no sample is good."""
         return SubstitutionError(

@@ -2,7 +2,7 @@
 
     host batch ──memcpy──> pinned slot ──side stream──> device batch ──event──> consumer's stream
 
-A slot is used again when its copy has finished. Only CUDA devices go this way; others get the host batch as it is.
+A slot is used again when its copy has finished. Only CUDA devices go this way; others get a plain copy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from iostack.errors import UsageError
 from iostack.loader.state import Cursors
 
 _COPIES_AHEAD = 2
@@ -24,6 +25,44 @@ class LoadedBatch(NamedTuple):
     columns: dict[str, Any]
     next_position: int
     cursors: Cursors
+
+
+def find_device(device: str | torch.device) -> torch.device:
+    """Return the device with its number: ``cuda`` is the one that is current now, whatever becomes current later.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is no device: {str(error).splitlines()[0]}") from error
+    if found.type != "cuda":
+        return found
+    if not torch.cuda.is_available():
+        raise UsageError(f"there is no CUDA device for device={str(device)!r}", hint='use device="cpu"')
+    index = found.index if found.index is not None else torch.cuda.current_device()
+    if index >= torch.cuda.device_count():
+        raise UsageError(f"there is no device {found}: {torch.cuda.device_count()} CUDA devices are here")
+    return torch.device("cuda", index)
+
+
+def to_device(batches: Iterator[LoadedBatch], device: torch.device) -> Iterator[LoadedBatch]:
+    """Return the batches with their tensors on ``device``."""
+    if device.type == "cuda":
+        return DeviceCopies(device).copies(batches)
+    if device.type != "cpu":
+        return (_moved(batch, device) for batch in batches)
+    return batches
+
+
+def _moved(batch: LoadedBatch, device: torch.device) -> LoadedBatch:
+    return batch._replace(
+        columns={
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.columns.items()
+        }
+    )
 
 
 class _Slot:

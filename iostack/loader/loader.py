@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from iostack.corpus.contracts import Tokenizer
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, StateError, UsageError
 from iostack.loader.bad_samples import BadSamples
-from iostack.loader.device import DeviceCopies, LoadedBatch
+from iostack.loader.device import LoadedBatch, find_device, to_device
 from iostack.loader.named import TransformSpec
 from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
 from iostack.loader.samples import IndexedRows, SampleBatches, SampleSource, UnindexedRows
@@ -40,8 +41,10 @@ class Loader(IterableDataset[Batch]):
     are whole samples, collated by column. ``sample_ids`` are 64-bit hashes of the samples' identities; rows that only
     pad a finite pass have ``valid`` False and id 0. Batches belong to the consumer.
 
-    Iterating goes on from ``position``, endlessly or for ``epochs``; a finished pass starts over at the next ``iter``.
-    One loader has one iterator and belongs to one thread.
+    Iterating goes on from ``position``, endlessly or for ``epochs``; a finished pass starts over at the next ``iter``. Where
+    only the data can tell when a pass ends (text, and rows that were not counted), each rank ends after its own last
+    sample. One loader has one iterator and belongs to one thread; threads run only between the first batch of an iterator
+    and its end, or ``close``. Leaving the loop ends the iterator.
 
     Args:
         corpus: a ``Corpus``, or a list of ``(Corpus, weight)`` or ``Source``.
@@ -53,12 +56,14 @@ class Loader(IterableDataset[Batch]):
         transforms: names, tables with options, or callables; they map one sample to one sample.
         epochs: end after so many; None never ends.
         device: batches go there; on CUDA through pinned memory and a stream of their own.
-        lookahead_bytes: bound of what is fetched and decoded before it is needed.
-        threads: for fetching and decoding; by default up to 4.
-        max_bad_samples: how many bad samples may be replaced before it is an error.
+        lookahead_bytes: bound of what each source fetches, and of what it decodes, before it is needed; one shard, unit or
+            two batches are taken ahead in any case. Sources of a mix share it equally.
+        threads: for decoding; by default up to 4.
+        max_bad_samples: how many bad samples may be met before it is an error.
 
     Raises:
         PlanError: sizes that cannot be planned. SettingsError: an unknown tokenizer or transform.
+        UsageError: the device is not there.
     """
 
     def __init__(
@@ -86,6 +91,11 @@ class Loader(IterableDataset[Batch]):
             raise PlanError(f"seq_len must be at least 1, not {seq_len}")
         if epochs is not None and epochs < 1:
             raise PlanError(f"epochs must be at least 1, not {epochs}")
+        threads = threads if threads is not None else min(4, os.cpu_count() or 1)
+        if threads < 1 or max_bad_samples < 0:
+            raise PlanError(
+                f"threads ({threads}) must be at least 1, and max_bad_samples ({max_bad_samples}) at least 0"
+            )
         sources = as_sources(corpus)
         if epochs is not None and len(sources) > 1:
             raise PlanError("a mix of sources has no epochs of its own", hint="leave out epochs and count steps")
@@ -109,8 +119,8 @@ class Loader(IterableDataset[Batch]):
         self.bad_samples = BadSamples(max_bad_samples)
         self._cursors: Cursors = {}
         self._iteration = 0
-        self._device = torch.device(device)
-        threads = threads if threads is not None else min(4, os.cpu_count() or 1)
+        self._running: Generator[LoadedBatch, None, None] | None = None
+        self._device = find_device(device)
         mix = Mix(self.plan.weights, self.plan.lanes) if len(sources) > 1 else None
         self._schedule = Schedule(topology, self.plan.lanes, mix)
         self._batches = _build_batches(
@@ -148,28 +158,38 @@ class Loader(IterableDataset[Batch]):
                 f"an iostack.Loader in {worker.num_workers} DataLoader workers would give every batch that often",
                 hint="use DataLoader(loader, batch_size=None, num_workers=0); the loader has threads of its own",
             )
-        self._iteration += 1
+        self._end_iteration()
         return self._iterate(self._iteration)
 
     def _iterate(self, iteration: int) -> Generator[Batch, None, None]:
-        batches: Iterator[LoadedBatch] = self._batches.batches(self.position, self._end(), self._cursors)
-        if self._device.type == "cuda":
-            batches = DeviceCopies(self._device).copies(batches)
-        elif self._device.type != "cpu":
-            batches = (_moved(batch, self._device) for batch in batches)
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            self.data_wait_s += time.perf_counter() - started
-            if batch is None:
-                break
-            self.position = batch.next_position
-            for source, lanes in batch.cursors.items():
-                self._cursors.setdefault(source, {}).update(lanes)
-            yield batch.columns
-            if iteration != self._iteration:
-                raise UsageError("this iterator was ended by a newer one, or by load_state_dict()")
+        self._refuse_ended(iteration)
+        self._running = host = self._batches.batches(self.position, self._end(), self._cursors)
+        batches = to_device(host, self._device)
+        try:
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self.data_wait_s += time.perf_counter() - started
+                if batch is None:
+                    break
+                self.position = batch.next_position
+                for source, lanes in batch.cursors.items():
+                    self._cursors.setdefault(source, {}).update(lanes)
+                yield batch.columns
+                self._refuse_ended(iteration)
+        finally:
+            host.close()
         self.position, self._cursors = 0, {}
+
+    def _refuse_ended(self, iteration: int) -> None:
+        if iteration != self._iteration:
+            raise UsageError("this iterator was ended by a newer one, by load_state_dict() or by close()")
+
+    def _end_iteration(self) -> None:
+        self._iteration += 1
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
     def _end(self) -> int | None:
         source = self.plan.sources[0]
@@ -193,22 +213,25 @@ class Loader(IterableDataset[Batch]):
         """
         position, cursors = read_state(state, self.plan.fingerprint, self.plan.fields())
         self._refuse_missing_cursors(position, cursors)
+        self._end_iteration()
         own = set(own_lanes(self._schedule.topology, self.lanes))
         self.position = position
         self._cursors = {
             source: {lane: cursor for lane, cursor in lanes.items() if lane in own} for source, lanes in cursors.items()
         }
-        self._iteration += 1
 
     def _refuse_missing_cursors(self, position: int, cursors: Cursors) -> None:
+        # A rank's own state may lag behind in a lane that it shares, by what others took since its last turn there.
         for source in self.plan.sources:
             if not source.uses_units:
                 continue
+            most_behind = self.plan.weights[source.number] * self._schedule.topology.ranks
             for lane in own_lanes(self._schedule.topology, self.lanes):
                 coming = np.asarray([next_in_lane(position, lane, self.lanes)], np.int64)
                 given = int(self._schedule.source_positions(coming, source.number)[0]) // self.lanes
                 saved = cursors.get(source.number, {}).get(lane, (0, 0, 0))
-                if saved[2] > given or given - saved[2] > self._schedule.topology.batch_size:
+                is_missing = given - saved[2] > most_behind and self._schedule.draws(source.number, lane)
+                if saved[2] > given or is_missing:
                     raise StateError(
                         f"field 'cursors' of the loader state has lane {lane} at output {saved[2]}, and position"
                         f" {position} needs {given}",
@@ -216,9 +239,21 @@ class Loader(IterableDataset[Batch]):
                     )
 
     def close(self) -> None:
-        """Stop threads; the corpora stay open."""
-        self._iteration += 1
+        """End the iterator and its threads, and let go of the shards; the corpora stay open. Iterating again goes on."""
+        self._end_iteration()
         self._batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __getstate__(self) -> NoReturn:
+        raise UsageError(
+            "a Loader cannot be copied or sent to another process",
+            hint="make it in the process that reads it, and hand over its state_dict()",
+        )
 
 
 def _build_batches(
@@ -256,10 +291,3 @@ def _build_batches(
         lookahead_bytes=lookahead_bytes,
         threads=threads,
     )
-
-
-def _moved(batch: LoadedBatch, device: torch.device) -> LoadedBatch:
-    columns = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.columns.items()
-    }
-    return LoadedBatch(columns, batch.next_position, batch.cursors)

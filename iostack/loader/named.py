@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -38,9 +40,9 @@ def find_transforms(specs: Sequence[TransformSpec]) -> tuple[list[Transform], li
     for spec in specs:
         if callable(spec):
             transforms.append(spec)
-            names.append(f"{getattr(spec, '__module__', '?')}.{getattr(spec, '__qualname__', type(spec).__qualname__)}")
+            names.append(_name_of(spec))
             continue
-        table = {"name": spec} if isinstance(spec, str) else dict(spec)
+        table = {"name": spec} if isinstance(spec, str) else _as_json(spec)
         options = {key: value for key, value in table.items() if key != "name"}
         build = _find("transform", str(table.get("name", "")), registry().named("iostack_transforms"))
         try:
@@ -49,6 +51,23 @@ def find_transforms(specs: Sequence[TransformSpec]) -> tuple[list[Transform], li
             raise SettingsError(f"transform {table['name']!r} does not take these options: {error}") from error
         names.append(table)
     return transforms, names
+
+
+def _name_of(transform: Transform) -> str:
+    """Return what tells a callable from others in the plan; a dataclass tells its fields too."""
+    if dataclasses.is_dataclass(transform):
+        return f"{type(transform).__module__}.{transform!r}"
+    return f"{transform.__module__}.{getattr(transform, '__qualname__', type(transform).__qualname__)}"
+
+
+def _as_json(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table as a state gives it back: tuples as lists, keys as text."""
+    try:
+        return dict(json.loads(json.dumps(dict(table))))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"the transform {table.get('name')!r} has an option that JSON cannot hold: {error}"
+        ) from error
 
 
 def _find(what: str, name: str, offered: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:

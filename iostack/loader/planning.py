@@ -36,7 +36,8 @@ class Source:
 class PlannedSource:
     """A source with all that decides its order. ``kind`` is tokens, text, rows or unindexed.
 
-    ``counts`` is int64[S]: what the plan permutes, of each shard (sequences or rows; -1 where not known).
+    ``counts`` is int64[S]: what the plan permutes, of each shard (sequences or rows; -1 where not known). ``unit_bytes``
+    is about what a unit takes uncompressed.
     """
 
     corpus: Corpus
@@ -47,6 +48,7 @@ class PlannedSource:
     transforms: Sequence[Transform]
     transform_names: Sequence[Any]
     unit_rows: int = 0
+    unit_bytes: float = 0
     tokenizer: Tokenizer | None = None
     text_column: str = ""
 
@@ -112,7 +114,7 @@ def as_sources(given: Corpus | Sequence[Any]) -> list[Source]:
         elif isinstance(item, Corpus):
             sources.append(Source(item))
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Corpus):
-            sources.append(Source(item[0], float(item[1])))
+            sources.append(Source(item[0], item[1]))
         else:
             raise UsageError(f"a loader reads a Corpus, (Corpus, weight) or Source, not {type(item).__name__}")
     if not sources:
@@ -167,10 +169,6 @@ def _plan_source(
     corpus, manifest = source.corpus, source.corpus.manifest
     transforms, names = find_transforms(transform_specs)
     total_bytes = int(manifest.bytes.sum())
-    counts = manifest.samples if manifest.samples is not None else np.full(manifest.num_shards, -1, np.int64)
-    if not counts.any():
-        raise PlanError(f"{corpus.uri} holds no samples: {manifest.num_shards} shards, all empty")
-
     if corpus.format.holds_tokens and seq_len is not None:
         if transforms:
             raise UsageError(f"{corpus.uri}: transforms map samples, but token shards are cut into sequences directly")
@@ -178,13 +176,18 @@ def _plan_source(
         window = choose_window(window_bytes, total_bytes / int(counts.sum()))
         return PlannedSource(corpus, number, "tokens", counts, window, transforms, names)
 
+    counts = manifest.samples if manifest.samples is not None else np.full(manifest.num_shards, -1, np.int64)
+    if not counts.any():
+        raise PlanError(f"{corpus.uri} holds no samples: {manifest.num_shards} shards, all empty")
+
     if seq_len is None and manifest.samples is not None:
         window = choose_window(window_bytes, total_bytes / int(counts.sum()))
         return PlannedSource(corpus, number, "rows", counts, window, transforms, names)
 
     if seq_len is None:
-        window = choose_window(window_bytes, total_bytes / manifest.num_shards)
-        return PlannedSource(corpus, number, "unindexed", counts, window, transforms, names)
+        shard_bytes = total_bytes / manifest.num_shards
+        window = choose_window(window_bytes, shard_bytes)
+        return PlannedSource(corpus, number, "unindexed", counts, window, transforms, names, unit_bytes=shard_bytes)
 
     compressed = manifest.num_shards > 0 and bool(manifest.shard(0).compression)
     text_bytes = total_bytes * (_TYPICAL_TEXT_COMPRESSION if compressed else 1)
@@ -192,7 +195,17 @@ def _plan_source(
     num_units = int((-(-counts // unit_rows)).sum()) if unit_rows else manifest.num_shards
     window = choose_window(window_bytes, text_bytes / num_units)
     return PlannedSource(
-        corpus, number, "text", counts, window, transforms, names, unit_rows, find_tokenizer(tokenizer), text_column
+        corpus,
+        number,
+        "text",
+        counts,
+        window,
+        transforms,
+        names,
+        unit_rows=unit_rows,
+        unit_bytes=text_bytes / num_units,
+        tokenizer=find_tokenizer(tokenizer),
+        text_column=text_column,
     )
 
 

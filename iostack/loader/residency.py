@@ -1,17 +1,23 @@
-"""Residency: bringing the shards of coming windows into the cache before they are read, within a bound in bytes."""
+"""Residency: bringing the shards of coming windows into the cache before they are read, within a bound in bytes.
+
+wanted ──room within the bound──> fetching ──> here, unread ──reader()──> open
+                                  |---- counts as look-ahead ----|
+"""
 
 from __future__ import annotations
 
 import threading
 import time as clock
-from collections import OrderedDict, deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iostack.corpus.contracts import ShardReader
 from iostack.corpus.corpus import Corpus
+from iostack.loader.threads import Threads, patience_s, wait_for
 from iostack.plan.indexed import IndexedPlan
 
 Int64s = NDArray[np.int64]
@@ -23,8 +29,9 @@ _OPEN_SHARDS = 1024
 class Residency:
     """Shards of one corpus for one loader: fetched ahead, opened once, forgotten when many others came since.
 
-    ``want`` never blocks; ``reader`` blocks until the shard is there. Thread-safe. ``lookahead_bytes`` bounds the bytes
-    being fetched ahead of need; a shard that is needed now is always fetched.
+    ``want_windows`` never waits and belongs to the consumer's thread; ``reader`` waits until the shard is there, in any
+    thread. ``lookahead_bytes`` bounds the bytes of shards that are fetched, or being fetched, and that nobody has read
+    yet, where it holds one shard at least; a shard that is needed now is always fetched.
     """
 
     def __init__(self, corpus: Corpus, lookahead_bytes: int) -> None:
@@ -33,37 +40,40 @@ class Residency:
         self._lookahead_bytes = lookahead_bytes
         self._lock = threading.Lock()
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._waiting: OrderedDict[int, None] = OrderedDict()
         self._fetches: dict[int, Future[None]] = {}
-        self._waiting: deque[int] = deque()
-        self._bytes_in_flight = 0
-        self._pool: ThreadPoolExecutor | None = None
+        self._unread: dict[int, int] = {}
+        self._unread_bytes = 0
+        self._threads = Threads(_FETCH_THREADS, "fetch")
+        self._stopped = False
         self._window_ends: Int64s | None = None
+        self._wanted_by_lane: dict[int, set[int]] = {}
 
     def want_windows(self, plan: IndexedPlan, lanes: Int64s, times: Int64s) -> None:
-        """Start fetching what lanes read now and in their next windows; quick inside windows already wanted."""
+        """Start fetching what lanes read now, then what their next windows read; quick inside windows already wanted."""
         if self._window_ends is None:
             self._window_ends = np.zeros(plan.lanes, np.int64)
         (entering,) = np.nonzero(times >= self._window_ends[lanes])
+        if not len(entering):
+            return
+        now: list[int] = []
+        later: list[int] = []
         for lane, time in zip(lanes[entering].tolist(), times[entering].tolist(), strict=True):
-            if time >= self._window_ends[lane]:
-                self._window_ends[lane] = end = plan.window_end(lane, time)
-                for shard in (*plan.live_shards(lane, time).tolist(), *plan.live_shards(lane, end).tolist()):
-                    self.want(shard)
-
-    def want(self, shard: int) -> None:
-        """Start fetching a shard, now or as soon as the bound allows."""
-        with self._lock:
-            if shard in self._readers or shard in self._fetches or self.corpus.is_resident(shard):
-                return
-            if shard not in self._waiting:
-                self._waiting.append(shard)
-            self._start_fetches()
+            if time < self._window_ends[lane]:
+                continue
+            self._window_ends[lane] = end = plan.window_end(lane, time)
+            now += (current := plan.live_shards(lane, time).tolist())
+            later += (coming := plan.live_shards(lane, end).tolist())
+            passed = self._wanted_by_lane.get(lane, set())
+            self._wanted_by_lane[lane] = {*current, *coming}
+            self._forget(passed - self._wanted_by_lane[lane])
+        self._want(dict.fromkeys(now + later))
 
     def reader(self, shard: int) -> ShardReader:
         """Return the open shard, waiting for its bytes if need be.
 
         Raises:
-            ShardError, OriginError: it cannot be read.
+            ShardError, OriginError: it cannot be read. CorpusError: it did not come in time.
         """
         reader = self._readers.get(shard)
         if reader is not None:
@@ -72,42 +82,75 @@ class Residency:
         with self._lock:
             fetch = self._fetches.get(shard)
         if fetch is not None:
-            fetch.result()
+            deadline_s = patience_s(int(self.corpus.manifest.bytes[shard]))
+            wait_for(fetch, deadline_s=deadline_s, awaited=lambda: self.corpus.shard_name(shard))
         reader = self.corpus.open_shard(shard)
         with self._lock:
             self._readers[shard] = reader
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
+            self._waiting.pop(shard, None)
+            self._release(shard)
+            self._start_fetches()
             self.wait_s += clock.perf_counter() - started
         return reader
 
-    def close(self) -> None:
-        """Stop fetching ahead; waits for the fetches under way."""
+    def stop(self) -> None:
+        """Stop fetching ahead, and wait for the fetches under way; the next ``want_windows`` begins anew."""
         with self._lock:
+            self._stopped = True
             self._waiting.clear()
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
+        self._fetches.clear()
+        self._unread.clear()
+        self._unread_bytes = 0
+        self._window_ends = None
+        self._wanted_by_lane.clear()
+
+    def close(self) -> None:
+        """Stop, and let go of the open shards."""
+        self.stop()
         self._readers.clear()
 
-    def _start_fetches(self) -> None:
-        while self._waiting:
-            shard = self._waiting[0]
-            size = int(self.corpus.manifest.bytes[shard])
-            if self._fetches and self._bytes_in_flight + size > self._lookahead_bytes:
-                return
-            self._waiting.popleft()
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="iostack-fetch")
-            self._bytes_in_flight += size
-            self._fetches[shard] = self._pool.submit(self._fetch, shard, size)
+    def _want(self, shards: Iterable[int]) -> None:
+        with self._lock:
+            self._stopped = False
+            for shard in shards:
+                if shard not in self._readers and shard not in self._unread:
+                    self._waiting[shard] = None
+            self._start_fetches()
 
-    def _fetch(self, shard: int, size: int) -> None:
+    def _forget(self, shards: Iterable[int]) -> None:
+        """Count shards that a lane has passed without reading them as look-ahead no longer."""
+        with self._lock:
+            for shard in shards:
+                self._waiting.pop(shard, None)
+                self._release(shard)
+
+    def _release(self, shard: int) -> None:
+        self._unread_bytes -= self._unread.pop(shard, 0)
+
+    def _start_fetches(self) -> None:
+        """Begin with the shards that wait, as far as the bound allows; the caller holds the lock."""
+        while self._waiting and not self._stopped:
+            shard = next(iter(self._waiting))
+            size = int(self.corpus.manifest.bytes[shard])
+            if self._unread and self._unread_bytes + size > self._lookahead_bytes:
+                return
+            del self._waiting[shard]
+            if shard not in self._readers and not self.corpus.is_resident(shard):
+                self._unread[shard] = size
+                self._unread_bytes += size
+                self._fetches[shard] = self._threads.submit(self._fetch, shard)
+
+    def _fetch(self, shard: int) -> None:
+        """Fetch one shard in a pool thread; if that fails, who needs the shard meets the error."""
         try:
             self.corpus.fetch_shard(shard)
+        except BaseException:
+            with self._lock:
+                self._release(shard)
+            raise
         finally:
             with self._lock:
-                self._bytes_in_flight -= size
                 self._fetches.pop(shard, None)
-                if self._pool is not None:
-                    self._start_fetches()

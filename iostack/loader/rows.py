@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from iostack.corpus.contracts import Sample, Transform
-from iostack.errors import SampleError
+from iostack.errors import IostackError, PluginError, SampleError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Int64s
+from iostack.loader.transforming import transformed
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.keyed import derive_key, permutation
@@ -42,9 +43,8 @@ class RowReader:
         samples: list[Sample | Exception] = [SampleError("not read")] * len(located.shards)
         for shard in np.unique(located.shards).tolist():
             (chosen,) = np.nonzero(located.shards == shard)
-            read = self.residency.reader(shard).read(located.rows[chosen].tolist())
-            for index, sample in zip(chosen.tolist(), read):
-                samples[index] = self._transformed(sample)
+            for index, sample in zip(chosen.tolist(), self._read(shard, located.rows[chosen].tolist()), strict=True):
+                samples[index] = transformed(sample, self._transforms)
         shards, rows = located.shards.copy(), located.rows.copy()
         good: list[Sample] = []
         for index, sample in enumerate(samples):
@@ -55,20 +55,21 @@ class RowReader:
             good.append(sample)
         return good, row_identities(self.number, shards, rows)
 
-    def _transformed(self, sample: Sample | Exception) -> Sample | Exception:
-        if isinstance(sample, Exception):
-            return sample
+    def _read(self, shard: int, rows: list[int]) -> Sequence[Sample | Exception]:
+        reader = self.residency.reader(shard)
         try:
-            for transform in self._transforms:
-                sample = transform(sample)
-        except Exception as error:  # noqa: BLE001 - whatever a transform raises makes its sample bad
-            return error
-        return sample
+            return reader.read(rows)
+        except IostackError:
+            raise
+        except Exception as error:
+            name = self.residency.corpus.shard_name(shard)
+            raise PluginError(f"the reader of {name} failed on rows {rows}: {type(error).__name__}: {error}") from error
 
     def _substitute(self, bad: Exception, shard: int, row: int, choices: Rows) -> tuple[Sample, int, int]:
         name = self.residency.corpus.shard_name
-        for other_shard, other_row in zip(choices.shards.tolist(), choices.rows.tolist()):
-            sample = self._transformed(self.residency.reader(other_shard).read([other_row])[0])
+        for tried, (other_shard, other_row) in enumerate(zip(choices.shards.tolist(), choices.rows.tolist()), start=1):
+            self._bad_samples.refuse_in_a_row(tried, f"{name(shard)} row {row}", bad)
+            sample = transformed(self._read(other_shard, [other_row])[0], self._transforms)
             if not isinstance(sample, Exception):
                 self._bad_samples.substituted(f"{name(shard)} row {row}", bad, f"{name(other_shard)} row {other_row}")
                 return sample, other_shard, other_row
@@ -109,7 +110,7 @@ def substitutes_by_unit(chosen: Sequence[tuple[RowUnit, int]]) -> Callable[[int]
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return one batch of columns: tensors where all values are numbers or arrays of one shape, else lists.
+    """Return one batch of columns: tensors where all values are numbers, or arrays of one shape and dtype, else lists.
 
     A column that a sample lacks holds None in its place.
     """
@@ -120,12 +121,21 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 def _collate_column(values: list[Any]) -> Any:
     first = values[0]
     if isinstance(first, torch.Tensor):
-        same = all(isinstance(value, torch.Tensor) and value.shape == first.shape for value in values)
+        same = all(
+            isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (first.shape, first.dtype)
+            for value in values
+        )
         return torch.stack(values) if same else values
     if isinstance(first, np.ndarray):
-        same = all(isinstance(value, np.ndarray) and value.shape == first.shape for value in values)
+        same = first.dtype.kind in "biuf" and all(
+            isinstance(value, np.ndarray) and (value.shape, value.dtype) == (first.shape, first.dtype)
+            for value in values
+        )
         return torch.from_numpy(np.stack(values)) if same else values
-    for kind in (bool, int, float):
-        if all(type(value) is kind for value in values):
-            return torch.tensor(values)
+    if all(type(value) is bool for value in values):
+        return torch.tensor(values)
+    if all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values):
+        return torch.tensor(values)
+    if all(type(value) is float for value in values):
+        return torch.tensor(values, dtype=torch.float64)
     return values

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time as clock
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from iostack.corpus.contracts import Sample
+from iostack.errors import UsageError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.device import LoadedBatch
 from iostack.loader.planning import LoaderPlan, PlannedSource
@@ -29,6 +30,7 @@ from iostack.loader.rows import (
 from iostack.loader.schedule import Draws, Int64s, Schedule
 from iostack.loader.state import Cursors
 from iostack.loader.streams import UnitSource
+from iostack.loader.threads import Threads, patience_s, wait_for
 from iostack.loader.tokens import locate
 from iostack.plan.indexed import Rows
 
@@ -37,9 +39,13 @@ _LEAST_AHEAD, _MOST_AHEAD = 2, 32
 
 @dataclass(frozen=True)
 class Part:
-    """What one source reads for one batch: ``read()`` gives samples and identities for ``places``."""
+    """What one source reads for one batch: ``read()`` gives samples and identities for ``places``.
+
+    ``shard_bytes`` are those of all shards that it reads.
+    """
 
     places: Int64s
+    shard_bytes: int
     read: Callable[[], tuple[list[Sample], Int64s]]
 
 
@@ -50,6 +56,7 @@ class SampleSource(Protocol):
     def restore(self, cursors: Cursors, first_lane: int) -> None: ...
     def is_finished(self) -> bool: ...
     def wait_s(self) -> dict[str, float]: ...
+    def stop(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -67,7 +74,7 @@ class IndexedRows:
         """Return the part of one batch; nothing is read yet."""
         located = locate(self._plan, self._residency, draws)
         read = partial(self._reader.read, located, substitutes_by_plan(self._plan, draws.positions))
-        return Part(draws.places, read)
+        return Part(draws.places, _shard_bytes(self._residency, located), read)
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Do nothing: the order is arithmetic."""
@@ -80,8 +87,12 @@ class IndexedRows:
         """Return the seconds waited, by stage."""
         return {"origin": self._residency.wait_s}
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stop fetching."""
+        self._residency.stop()
+
+    def close(self) -> None:
+        """Stop, and let go of the open shards."""
         self._residency.close()
 
 
@@ -103,13 +114,13 @@ class UnindexedRows:
         self._lanes = plan.lanes
         self._residency = Residency(source.corpus, lookahead_bytes)
         self._reader = RowReader(self._residency, source.transforms, bad_samples, source.number)
-        mean_shard_bytes = int(source.corpus.manifest.bytes.sum()) // source.num_units
         self._units: UnitSource[RowUnit] = UnitSource(
             source.unit_plan(plan.seed, plan.lanes),
             partial(load_row_unit, self._residency, seed=plan.seed),
+            corpus=source.corpus,
             own_lanes=own_lanes,
             epochs=epochs,
-            lookahead_units=max(threads, lookahead_bytes // max(mean_shard_bytes, 1)),
+            lookahead_units=max(1, int(lookahead_bytes // max(source.unit_bytes, 1))),
             threads=threads,
             what_is_missing=lambda: f"{source.corpus.uri} holds no samples: all its shards are empty",
         )
@@ -128,12 +139,12 @@ class UnindexedRows:
             shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
             rows=np.asarray([unit.order[output] for unit, output in chosen], np.int64),
         )
-        return Part(draws.places, partial(self._reader.read, located, substitutes_by_unit(chosen)))
+        read = partial(self._reader.read, located, substitutes_by_unit(chosen))
+        return Part(draws.places, _shard_bytes(self._residency, located), read)
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
-        self._units.restore(cursors.get(self._number, {}))
-        self._units.start(first_lane)
+        self._units.restore(cursors.get(self._number, {}), first_lane)
 
     def is_finished(self) -> bool:
         """Return whether the finite pass is over on this rank."""
@@ -143,10 +154,27 @@ class UnindexedRows:
         """Return the seconds waited, by stage."""
         return {"decode": self._units.wait_s}
 
+    def stop(self) -> None:
+        """Stop loading and drop what was loaded ahead."""
+        self._units.stop()
+
     def close(self) -> None:
-        """Stop loading."""
-        self._units.close()
+        """Stop, and let go of the open shards."""
+        self.stop()
         self._residency.close()
+
+
+def _shard_bytes(residency: Residency, located: Rows) -> int:
+    return int(residency.corpus.manifest.bytes[np.unique(located.shards)].sum())
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch to be read: ``run()`` reads it; ``first_position`` names it, ``deadline_s`` is how long that may take."""
+
+    first_position: int
+    deadline_s: float
+    run: Callable[[], LoadedBatch]
 
 
 class SampleBatches:
@@ -165,33 +193,41 @@ class SampleBatches:
         self._schedule = schedule
         self._sources = sources
         self._ends_by_data = ends_by_data
-        self._threads = threads
+        self._threads = Threads(threads, "decode")
         self._ahead = max(_LEAST_AHEAD, min(_MOST_AHEAD, lookahead_bytes // max(mean_batch_bytes, 1)))
         self._decode_wait_s = 0.0
 
-    def batches(self, position: int, end: int | None, cursors: Cursors) -> Iterator[LoadedBatch]:
-        """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known."""
-        for source in self._sources:
-            source.restore(cursors, position % self._schedule.lanes)
-        pending: deque[Future[LoadedBatch]] = deque()
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="iostack-decode")
-        planned = self._planned(position, end)
-        try:
-            while True:
-                while len(pending) < self._ahead and (work := next(planned, None)) is not None:
-                    pending.append(pool.submit(work))
-                if not pending:
-                    return
-                started = clock.perf_counter()
-                batch = pending.popleft().result()
-                self._decode_wait_s += clock.perf_counter() - started
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
+        """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known.
 
-    def _planned(self, position: int, end: int | None) -> Iterator[Callable[[], LoadedBatch]]:
+        No thread runs when it is closed.
+        """
+        try:
+            for source in self._sources:
+                source.restore(cursors, position % self._schedule.lanes)
+            yield from self._read_ahead(self._planned(position, end))
+        finally:
+            self._threads.close()
+            for source in self._sources:
+                source.stop()
+
+    def _read_ahead(self, planned: Iterator[Work]) -> Iterator[LoadedBatch]:
+        pending: deque[tuple[Work, Future[LoadedBatch]]] = deque()
+        while True:
+            while len(pending) < self._ahead and (work := next(planned, None)) is not None:
+                pending.append((work, self._threads.submit(work.run)))
+            if not pending:
+                return
+            work, future = pending.popleft()
+            started = clock.perf_counter()
+            awaited = partial("the batch at position {}".format, work.first_position)
+            batch = wait_for(future, deadline_s=work.deadline_s, awaited=awaited)
+            self._decode_wait_s += clock.perf_counter() - started
+            yield batch
+
+    def _planned(self, position: int, end: int | None) -> Iterator[Work]:
         topology = self._schedule.topology
-        held_back: list[Callable[[], LoadedBatch]] = []
+        held_back: list[Work] = []
         while end is None or position < end:
             block = self._schedule.block(position, 1)
             valid = np.ones(topology.rows, np.bool_) if end is None else block.positions < end
@@ -201,8 +237,10 @@ class SampleBatches:
                 for source, draws in zip(self._sources, block.draws)
                 if len(draws.places)
             ]
+            deadline_s = patience_s(sum(part.shard_bytes for part in parts))
+            run = partial(self._assemble, parts, valid, position + topology.batch_size, cursors)
+            work = Work(position, deadline_s, run)
             position += topology.batch_size
-            work = partial(self._assemble, parts, valid, position, cursors)
             if not self._ends_by_data:
                 yield work
                 continue
@@ -211,7 +249,7 @@ class SampleBatches:
             if valid.any():
                 yield from held_back
                 held_back.clear()
-            elif all(source.is_finished() for source in self._sources):
+            if all(source.is_finished() for source in self._sources):
                 return
 
     def _assemble(self, parts: Sequence[Part], valid: np.ndarray, next_position: int, cursors: Cursors) -> LoadedBatch:
@@ -223,6 +261,11 @@ class SampleBatches:
                 samples[place] = sample
         identities[~valid] = 0
         columns = collate(samples)
+        if taken := sorted({"valid", "sample_ids"} & columns.keys()):
+            raise UsageError(
+                f"the samples have a column {taken[0]!r}, which the loader gives itself",
+                hint="rename it with the transform 'rename'",
+            )
         columns |= {"valid": torch.from_numpy(valid), "sample_ids": torch.from_numpy(identities)}
         return LoadedBatch(columns, next_position, cursors)
 
@@ -235,6 +278,6 @@ class SampleBatches:
         return total
 
     def close(self) -> None:
-        """Stop all that runs ahead."""
+        """Let go of the open shards; ``batches`` must be closed."""
         for source in self._sources:
             source.close()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iostack.plan.mixing import Mix
-from iostack.plan.topology import Topology
+from iostack.plan.topology import Topology, first_in_lane
 
 Int64s = NDArray[np.int64]
 
@@ -55,6 +56,15 @@ class Schedule:
             (places,) = np.nonzero(sources == source)
             draws.append(Draws(places, self.source_positions(positions[places], source)))
         return Block(positions, draws)
+
+    def draws(self, source: int, lane: int) -> bool:
+        """Return whether this rank ever takes a sample of ``source`` from ``lane``, which is one of its own."""
+        if self.mix is None:
+            return True
+        first = first_in_lane(self.topology, lane, self.lanes)
+        period = lcm(self.lanes, self.topology.ranks)
+        positions = first + period * np.arange(len(self.mix.cycle), dtype=np.int64)
+        return bool((self.mix.sources(positions) == source).any())
 
     def source_positions(self, positions: Int64s, source: int) -> Int64s:
         """Return, for each position, that of the next draw of ``source`` in its lane, in the source's own plan."""

@@ -6,7 +6,7 @@ units, and the consumer gathers up to 64 batches at once. The first blocks are s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +24,8 @@ from iostack.loader.tokens import TokenSource
 
 _MOST_BATCHES = 64
 _MOST_BLOCK_BYTES = 16 << 20
+_LOADED_BYTES_PER_TEXT_BYTE = 4
+"""A unit of text in memory: the text, the ids of its documents, and the ids joined."""
 
 
 class Buffers:
@@ -45,6 +47,7 @@ class SequenceSource(Protocol):
     def restore(self, cursors: Cursors, first_lane: int) -> None: ...
     def is_finished(self) -> bool: ...
     def wait_s(self) -> dict[str, float]: ...
+    def stop(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -77,13 +80,14 @@ class TextSource:
             seed=plan.seed,
             text_column=source.text_column,
         )
-        mean_unit_bytes = 4 * int(source.corpus.manifest.bytes.sum()) // max(source.num_units, 1)
+        unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
         self._units: UnitSource[TextUnit] = UnitSource(
             source.unit_plan(plan.seed, plan.lanes),
             reader.load,
+            corpus=source.corpus,
             own_lanes=own_lanes,
             epochs=epochs,
-            lookahead_units=max(threads, lookahead_bytes // max(mean_unit_bytes, 1)),
+            lookahead_units=max(1, lookahead_bytes // unit_bytes),
             threads=threads,
             what_is_missing=reader.what_is_missing,
         )
@@ -101,8 +105,7 @@ class TextSource:
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
-        self._units.restore(cursors.get(self._number, {}))
-        self._units.start(first_lane)
+        self._units.restore(cursors.get(self._number, {}), first_lane)
 
     def is_finished(self) -> bool:
         """Return whether the finite pass is over on this rank."""
@@ -112,9 +115,13 @@ class TextSource:
         """Return the seconds waited, by stage."""
         return {"decode": self._units.wait_s}
 
+    def stop(self) -> None:
+        """Stop loading and drop what was loaded ahead."""
+        self._units.stop()
+
     def close(self) -> None:
-        """Stop loading."""
-        self._units.close()
+        """Stop, and let go of the open shards."""
+        self.stop()
         self._residency.close()
 
 
@@ -147,8 +154,12 @@ class IndexedSource:
         """Return the seconds waited, by stage."""
         return {"origin": self._tokens.residency.wait_s}
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stop fetching."""
+        self._tokens.residency.stop()
+
+    def close(self) -> None:
+        """Stop, and let go of the open shards."""
         self._tokens.close()
 
 
@@ -163,12 +174,27 @@ class SequenceBatches:
         self._width = seq_len + 1
         self._ends_by_data = ends_by_data
 
-    def batches(self, position: int, end: int | None, cursors: Cursors) -> Iterator[LoadedBatch]:
-        """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known."""
+    def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
+        """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known.
+
+        No thread runs when it is closed. Where the data says when a pass ends, blocks are one batch: what a larger one
+        held beyond the end would be tokenised for nothing.
+        """
+        try:
+            yield from self._batches(position, end, cursors)
+        finally:
+            for source in self._sources:
+                source.stop()
+
+    def _batches(self, position: int, end: int | None, cursors: Cursors) -> Iterator[LoadedBatch]:
         topology = self._schedule.topology
         for source in self._sources:
             source.restore(cursors, position % self._schedule.lanes)
-        most = max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._width * 8)))
+        most = (
+            1
+            if self._ends_by_data
+            else max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._width * 8)))
+        )
         size = 1
         while end is None or position < end:
             if end is not None:
@@ -176,12 +202,10 @@ class SequenceBatches:
             buffers, positions = self._fill(position, size)
             if end is not None:
                 buffers.valid[positions >= end] = False
-            useful = size
-            if self._ends_by_data and all(source.is_finished() for source in self._sources):
-                last_valid = np.flatnonzero(buffers.valid.reshape(size, -1).any(axis=1))
-                useful = int(last_valid[-1]) + 1 if len(last_valid) else 0
-            yield from self._split(buffers, position, useful)
-            if useful < size:
+            is_finished = self._ends_by_data and all(source.is_finished() for source in self._sources)
+            if not is_finished or buffers.valid.any():
+                yield from self._split(buffers, position)
+            if is_finished:
                 return
             position += size * topology.batch_size
             size = min(2 * size, most)
@@ -194,13 +218,13 @@ class SequenceBatches:
                 source.fill(draws, buffers)
         return buffers, block.positions
 
-    def _split(self, buffers: Buffers, position: int, count: int) -> Iterator[LoadedBatch]:
+    def _split(self, buffers: Buffers, position: int) -> Iterator[LoadedBatch]:
         shape = (buffers.num_batches, buffers.rows)
         buffers.identities[~buffers.valid] = 0
         tokens = torch.from_numpy(buffers.tokens).view(*shape, -1).unbind(0)
         valid = torch.from_numpy(buffers.valid).view(shape).unbind(0)
         identities = torch.from_numpy(buffers.identities).view(shape).unbind(0)
-        for index in range(count):
+        for index in range(buffers.num_batches):
             position += self._schedule.topology.batch_size
             columns = {"tokens": tokens[index], "valid": valid[index], "sample_ids": identities[index]}
             yield LoadedBatch(columns, position, buffers.cursors[index])
@@ -214,6 +238,6 @@ class SequenceBatches:
         return total
 
     def close(self) -> None:
-        """Stop all that runs ahead."""
+        """Let go of the open shards; ``batches`` must be closed."""
         for source in self._sources:
             source.close()

@@ -15,6 +15,8 @@ from iostack.loader.streams import Cursor
 
 VERSION = 1
 State = dict[str, Any]
+_MOST = 1 << 48
+"""Numbers in a state are below this, so that no product of one with the number of lanes leaves 64 bits."""
 Cursors = dict[int, dict[int, Cursor]]
 """Source number -> lane -> cursor."""
 
@@ -39,11 +41,13 @@ def read_state(state: Mapping[str, Any], fingerprint: str, plan: Mapping[str, An
     Raises:
         StateError: it does not; the message names the field and both values.
     """
+    if not isinstance(state, Mapping):
+        raise StateError(f"a loader state is a table, not {type(state).__name__}")
     _same("version", state.get("version"), VERSION)
     _same("fingerprint", state.get("fingerprint"), fingerprint)
     _same("plan", state.get("plan"), dict(plan))
     position = state.get("position")
-    if not isinstance(position, int) or isinstance(position, bool) or position < 0:
+    if type(position) is not int or not 0 <= position < _MOST:
         raise StateError(f"field 'position' of the loader state is {position!r}, not a position")
     try:
         cursors = {
@@ -79,7 +83,7 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
 
 def _cursor(values: Sequence[int]) -> Cursor:
     draw, given, time = values
-    if any(type(value) is not int or value < 0 for value in (draw, given, time)):
+    if any(type(value) is not int or not 0 <= value < _MOST for value in (draw, given, time)):
         raise ValueError(f"{values!r} is not a cursor")
     return draw, given, time
 

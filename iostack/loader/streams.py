@@ -3,24 +3,26 @@
     lane ──draw──> unit ──pool thread: read, tokenise──> outputs ──take──> one row of a batch
 
 A stream is at a cursor (draw, given, time): ``given`` outputs of its ``draw``-th unit are out, ``time`` in all. Units are
-loaded ahead by threads, as far as ``lookahead_bytes`` allows; what a unit gives is a pure function of the unit.
+loaded ahead by threads, as far as the bound allows; what a unit gives is a pure function of the unit.
 """
 
 from __future__ import annotations
 
 import time as clock
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
+from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, StateError
+from iostack.loader.threads import Threads, patience_s, wait_for
 from iostack.plan.units import Unit, UnitPlan
 
 Cursor = tuple[int, int, int]
 """(draw, outputs given of that unit, outputs given in all)."""
 
-UNIT_DEADLINE_S = 600.0
-"""A unit that is not there after this many seconds is an error, not a hang."""
+_MOST_EPOCHS_WITHOUT_OUTPUT = 32
 
 
 class Outputs(Protocol):
@@ -35,7 +37,8 @@ Given = TypeVar("Given", bound=Outputs)
 class UnitSource(Generic[Given]):
     """All lane streams of one source on one rank. Belongs to one thread; units load in others.
 
-    ``load`` turns a unit into its outputs and runs in pool threads. ``epochs`` bounds a finite pass.
+    ``load`` turns a unit into its outputs and runs in pool threads. ``epochs`` bounds a finite pass. Units are loaded
+    ahead in the order in which lanes will need them, ``lookahead_units`` at a time.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class UnitSource(Generic[Given]):
         units: UnitPlan,
         load: Callable[[Unit], Given],
         *,
+        corpus: Corpus,
         own_lanes: Sequence[int],
         epochs: int | None,
         lookahead_units: int,
@@ -54,10 +58,13 @@ class UnitSource(Generic[Given]):
         self.epochs = epochs
         self.wait_s = 0.0
         self._load = load
+        self._corpus = corpus
         self._streams: dict[int, LaneStream[Given]] = {}
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="iostack-unit")
+        self._threads = Threads(threads, "unit")
         self._lookahead_units = lookahead_units
+        self._coming: deque[tuple[int, int]] = deque()
         self._ahead: dict[tuple[int, int], Future[Given]] = {}
+        self._empty: set[int] = set()
         self._what_is_missing = what_is_missing
 
     def stream(self, lane: int) -> LaneStream[Given]:
@@ -67,59 +74,67 @@ class UnitSource(Generic[Given]):
             stream = self._streams[lane] = LaneStream(self, lane, (0, 0, 0))
         return stream
 
-    def restore(self, cursors: dict[int, Cursor]) -> None:
-        """Put every lane where its cursor says; lanes without one are at their start."""
-        for future in self._ahead.values():
-            future.cancel()
-        self._ahead.clear()
+    def restore(self, cursors: dict[int, Cursor], first_lane: int) -> None:
+        """Put every lane where its cursor says, else at its start, and begin loading from ``first_lane`` on."""
+        self.stop()
         self._streams = {lane: LaneStream(self, lane, cursor) for lane, cursor in cursors.items()}
-
-    def start(self, first_lane: int) -> None:
-        """Begin loading the units that come first, from ``first_lane`` on."""
-        lanes = sorted(self.own_lanes, key=lambda lane: (lane < first_lane, lane))
-        for lane in lanes:
-            self.load_ahead(lane, self.stream(lane).cursor[0])
-
-    def load_ahead(self, lane: int, draw: int) -> None:
-        """Begin loading a unit if the look-ahead has room; else it is loaded when it is needed."""
-        if len(self._ahead) < self._lookahead_units and (lane, draw) not in self._ahead:
-            unit = self.units.unit(lane, draw)
-            self._ahead[lane, draw] = self._pool.submit(self._load, unit)
+        for lane in sorted(self.own_lanes, key=lambda lane: (lane < first_lane, lane)):
+            draw = self.stream(lane).cursor[0]
+            if not self.is_past_end(lane, draw):
+                self._coming.append((lane, draw))
+        self._load_ahead()
 
     def outputs(self, lane: int, draw: int) -> Given:
-        """Return the outputs of a unit, waiting for them if need be, and begin with the lane's next."""
-        future = self._ahead.pop((lane, draw), None)
+        """Return the outputs of a unit, waiting for them if need be, and let the lane's next be loaded in its turn."""
         started = clock.perf_counter()
+        unit = self.units.unit(lane, draw)
+        future = self._ahead.pop((lane, draw), None)
         if future is None:
-            future = self._pool.submit(self._load, self.units.unit(lane, draw))
-        self.load_ahead(lane, draw + 1)
-        try:
-            return future.result(timeout=UNIT_DEADLINE_S)
-        except TimeoutError as error:
-            unit = self.units.unit(lane, draw)
-            raise PlanError(
-                f"unit {unit.number} of shard {unit.shard} did not arrive in {UNIT_DEADLINE_S:.0f} s"
-            ) from error
-        finally:
-            self.wait_s += clock.perf_counter() - started
+            future = self._threads.submit(self._load, unit)
+            if (lane, draw) in self._coming:
+                self._coming.remove((lane, draw))
+        if not self.is_past_end(lane, draw + 1):
+            self._coming.append((lane, draw + 1))
+        self._load_ahead()
+        outputs = wait_for(
+            future,
+            deadline_s=patience_s(int(self._corpus.manifest.bytes[unit.shard])),
+            awaited=lambda: f"unit {unit.number} of {self._corpus.shard_name(unit.shard)}",
+        )
+        self.wait_s += clock.perf_counter() - started
+        if not len(outputs):
+            self._empty.add(unit.number)
+        return outputs
 
-    def nothing_given(self, lane: int, draws: int) -> PlanError:
-        """Return the error for a lane that met ``draws`` units in a row without an output."""
-        return PlanError(f"{self._what_is_missing()} (lane {lane} read {draws} units and got nothing)")
+    def refuse_nothing(self, lane: int, empty_in_a_row: int) -> None:
+        """Refuse to go on where no unit gives anything, or where what a lane is dealt never does.
+
+        Raises:
+            PlanError: says what is missing.
+        """
+        never = empty_in_a_row >= _MOST_EPOCHS_WITHOUT_OUTPUT * self.units.num_units
+        if never or len(self._empty) == self.units.num_units:
+            raise PlanError(f"{self._what_is_missing()} (lane {lane} read {empty_in_a_row} units and got nothing)")
 
     def is_past_end(self, lane: int, draw: int) -> bool:
         """Return whether a lane's ``draw``-th unit lies beyond the finite pass."""
         return self.epochs is not None and draw >= self.units.draws_in(lane, self.epochs)
 
     def is_finished(self) -> bool:
-        """Return whether every lane of this rank is beyond the finite pass."""
-        return all(self.is_past_end(lane, self.stream(lane).next_draw()) for lane in self.own_lanes)
+        """Return whether the finite pass holds no more outputs of any lane of this rank."""
+        return all(self.stream(lane).is_finished() for lane in self.own_lanes)
 
-    def close(self) -> None:
-        """Stop loading; waits for the units under way."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def stop(self) -> None:
+        """Stop loading and drop what was loaded; waits for the units under way."""
+        self._coming.clear()
         self._ahead.clear()
         self._streams.clear()
+        self._threads.close()
+
+    def _load_ahead(self) -> None:
+        while self._coming and len(self._ahead) < self._lookahead_units:
+            lane, draw = self._coming.popleft()
+            self._ahead[lane, draw] = self._threads.submit(self._load, self.units.unit(lane, draw))
 
 
 class LaneStream(Generic[Given]):
@@ -155,22 +170,29 @@ class LaneStream(Generic[Given]):
         self._time += 1
         return outputs, chosen, not self._source.is_past_end(self._lane, self._draw)
 
-    def next_draw(self) -> int:
-        """Return the draw of the unit that gives the next output."""
-        self._next_outputs()
-        return self._draw
+    def is_finished(self) -> bool:
+        """Return whether the finite pass holds no more outputs; loads no unit beyond it."""
+        while not self._source.is_past_end(self._lane, self._draw):
+            if self._given < len(self._unit_outputs()):
+                return False
+            self._next_unit()
+        return True
 
     def _next_outputs(self) -> Given:
         """Return the outputs of the unit that gives the next output, going on past units that give nothing more."""
         empty_in_a_row = 0
-        while True:
-            if self._outputs is None:
-                self._outputs = self._source.outputs(self._lane, self._draw)
-            if self._given < len(self._outputs):
-                return self._outputs
-            empty_in_a_row = empty_in_a_row + 1 if len(self._outputs) == 0 else 0
-            if empty_in_a_row >= self._source.units.num_units:
-                raise self._source.nothing_given(self._lane, empty_in_a_row)
-            self._draw += 1
-            self._given = 0
-            self._outputs = None
+        while self._given >= len(outputs := self._unit_outputs()):
+            empty_in_a_row = empty_in_a_row + 1 if len(outputs) == 0 else 0
+            self._source.refuse_nothing(self._lane, empty_in_a_row)
+            self._next_unit()
+        return outputs
+
+    def _unit_outputs(self) -> Given:
+        if self._outputs is None:
+            self._outputs = self._source.outputs(self._lane, self._draw)
+        return self._outputs
+
+    def _next_unit(self) -> None:
+        self._draw += 1
+        self._given = 0
+        self._outputs = None

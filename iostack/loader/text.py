@@ -1,6 +1,6 @@
 """Sequences from documents, tokenised on the fly.
 
-    a unit of rows ──permute──> documents ──tokenise, join──> one stream ──cut──> sequences ──permute──> outputs
+a unit of rows ──permute──> documents ──tokenise, join──> one stream ──cut──> sequences ──permute──> outputs
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample, Tokenizer, Transform
-from iostack.errors import PlanError, SampleError
+from iostack.corpus.corpus import Corpus
+from iostack.errors import PluginError, SampleError, ShardError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.residency import Residency
+from iostack.loader.transforming import transformed
 from iostack.plan.identity import unit_identities
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.sequences import unit_phase
@@ -21,13 +23,13 @@ from iostack.plan.units import Unit
 
 _DOCUMENT_ORDER, _SEQUENCE_ORDER = 5, 7
 
+Tokens = NDArray[np.uint16] | NDArray[np.int32]
+
 
 class TextUnit:
     """The sequences of one unit: output k is the ``seq_len`` + 1 tokens from ``starts[k]`` on."""
 
-    def __init__(
-        self, tokens: NDArray[np.int32], seq_len: int, starts: NDArray[np.int64], identities: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, tokens: Tokens, seq_len: int, starts: NDArray[np.int64], identities: NDArray[np.int64]) -> None:
         self.tokens = tokens
         self.seq_len = seq_len
         self.starts = starts
@@ -36,7 +38,7 @@ class TextUnit:
     def __len__(self) -> int:
         return len(self.identities)
 
-    def sequence(self, output: int) -> NDArray[np.int32]:
+    def sequence(self, output: int) -> Tokens:
         """Return the ``seq_len`` + 1 tokens of one output; a view."""
         start = int(self.starts[output])
         return self.tokens[start : start + self.seq_len + 1]
@@ -71,10 +73,7 @@ class TextReader:
         """Return the sequences of a unit; documents and sequences are permuted by (seed, epoch, unit)."""
         texts = self._texts(unit)
         order = permutation(derive_key(self._seed, _DOCUMENT_ORDER, unit.epoch, unit.number), len(texts))
-        encoded = self.tokenizer.encode([texts[row] for row in order.tolist()])
-        end = np.asarray([self.tokenizer.end_of_text], np.int32)
-        pieces = [piece for document in encoded for piece in (document, end)]
-        tokens = np.concatenate(pieces, dtype=np.int32) if pieces else np.empty(0, np.int32)
+        tokens = self._joined([texts[row] for row in order.tolist()], unit)
         self._most_tokens_seen = max(self._most_tokens_seen, len(tokens))
         num_outputs = max(len(tokens) - 1, 0) // self.seq_len
         first = unit_phase(len(tokens), self.seq_len, self._seed, unit.epoch, unit.number)
@@ -89,11 +88,30 @@ class TextReader:
             f" {self.seq_len + 1} tokens, and the longest unit holds {self._most_tokens_seen}"
         )
 
+    def _joined(self, texts: list[str], unit: Unit) -> Tokens:
+        """Return the ids of all texts, each with the id that ends it, in the smallest type that holds them."""
+        try:
+            encoded = self.tokenizer.encode(texts)
+        except Exception as error:
+            raise PluginError(
+                f"the tokenizer {self.tokenizer.name!r} failed on {_rows_of(self.residency.corpus, unit)}: {error}"
+            ) from error
+        end = np.asarray([self.tokenizer.end_of_text], np.int32)
+        pieces = [piece for document in encoded for piece in (document, end)]
+        tokens = np.concatenate(pieces, dtype=np.int32) if pieces else np.empty(0, np.int32)
+        vocab_size = self.tokenizer.vocab_size
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+            raise PluginError(
+                f"the tokenizer {self.tokenizer.name!r} gave ids from {tokens.min()} to {tokens.max()},"
+                f" but its vocab_size is {vocab_size}"
+            )
+        return tokens.astype(np.uint16) if vocab_size <= 1 << 16 else tokens
+
     def _texts(self, unit: Unit) -> list[str]:
         reader = self.residency.reader(unit.shard)
         stop = reader.counts.samples if unit.num_rows < 0 else unit.first_row + unit.num_rows
         if stop > reader.counts.samples:
-            raise PlanError(
+            raise ShardError(
                 f"{self.residency.corpus.shard_name(unit.shard)} holds {reader.counts.samples} samples, fewer than the"
                 f" manifest says ({stop} or more)",
                 hint="run iostack index on the corpus",
@@ -105,18 +123,13 @@ class TextReader:
         return [self._good_text(texts, index, unit) for index in range(len(texts))]
 
     def _text(self, sample: Sample | Exception) -> str | Exception:
+        sample = transformed(sample, self._transforms)
         if isinstance(sample, Exception):
             return sample
-        try:
-            for transform in self._transforms:
-                sample = transform(sample)
-            text = sample[self._text_column]
-        except KeyError:
-            return SampleError(
-                f"there is no column {self._text_column!r}; the sample has {', '.join(sorted(sample)) or 'none'}"
-            )
-        except Exception as error:  # noqa: BLE001 - whatever a transform raises makes its sample bad
-            return error
+        if self._text_column not in sample:
+            columns = ", ".join(sorted(map(str, sample))) or "none"
+            return SampleError(f"there is no column {self._text_column!r}; the sample has {columns}")
+        text = sample[self._text_column]
         return text if isinstance(text, str) else SampleError(f"column {self._text_column!r} holds no text")
 
     def _good_text(self, texts: Sequence[str | Exception], index: int, unit: Unit) -> str:
@@ -131,5 +144,9 @@ class TextReader:
                 where = f"{name} row {unit.first_row + index}"
                 self._bad_samples.substituted(where, bad, f"row {unit.first_row + substitute}")
                 return text
-        rows = f"rows {unit.first_row} to {unit.first_row + len(texts) - 1}"
-        raise self._bad_samples.nothing_left(f"{name} {rows}", bad) from bad
+        raise self._bad_samples.nothing_left(_rows_of(self.residency.corpus, unit), bad) from bad
+
+
+def _rows_of(corpus: Corpus, unit: Unit) -> str:
+    rows = "all rows" if unit.num_rows < 0 else f"rows {unit.first_row} to {unit.first_row + unit.num_rows - 1}"
+    return f"{corpus.shard_name(unit.shard)} {rows}"

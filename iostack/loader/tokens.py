@@ -93,6 +93,6 @@ def locate(plan: IndexedPlan, residency: Residency, draws: Draws) -> Rows:
 def _token_counts(corpus: Corpus) -> Int64s:
     if corpus.manifest.tokens is None:
         raise PlanError(
-            f"{corpus.uri}: the number of tokens of some shards is not known", hint="run: iostack index URI"
+            f"{corpus.uri}: the number of tokens of some shards is not known", hint=f"run: iostack index {corpus.uri}"
         )
     return corpus.manifest.tokens

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
+from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ def integer_weights(weights: Sequence[float], lanes: int) -> tuple[int, ...]:
         PlanError: a weight is not a positive number.
     """
     for index, weight in enumerate(weights):
-        if not (weight > 0 and np.isfinite(weight)):
+        if not (isinstance(weight, Real) and weight > 0 and np.isfinite(weight)):
             raise PlanError(f"source {index} has weight {weight}: weights must be positive numbers")
     if len(weights) == 1:
         return (1,)

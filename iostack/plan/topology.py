@@ -53,6 +53,15 @@ def own_lanes(topology: Topology, lanes: int) -> list[int]:
     return list(range(topology.rank % step, lanes, step))
 
 
+def first_in_lane(topology: Topology, lane: int, lanes: int) -> int:
+    """Return the first position of ``lane`` that falls to this rank; further ones follow every lcm(lanes, ranks)."""
+    return next(
+        position
+        for position in range(lane, lanes * topology.ranks, lanes)
+        if position % topology.ranks == topology.rank
+    )
+
+
 def next_in_lane(position: int, lane: int, lanes: int) -> int:
     """Return the first position from ``position`` on that belongs to ``lane``."""
     return position + (lane - position) % lanes
