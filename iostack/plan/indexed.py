@@ -84,7 +84,8 @@ class IndexedPlan:
         if order is None:
             shards = permutation(derive_key(self.seed, _SHARD_ORDER, epoch), len(self.counts))
             starts = np.zeros(len(shards) + 1, np.int64)
-            np.cumsum(self.counts[shards], out=starts[1:])
+            np.take(self.counts, shards, out=starts[1:])
+            np.cumsum(starts[1:], out=starts[1:])
             order = self._orders[epoch] = ShardOrder(shards, starts)
             if len(self._orders) > _LIVE_EPOCHS:
                 self._orders.popitem(last=False)
@@ -117,6 +118,7 @@ class IndexedPlan:
                 self._enter_window(lane, time)
             offsets[pending] = times[pending] - self._first_times[lanes[pending]]
             inside_now = (offsets[pending] >= 0) & (offsets[pending] < self._lengths[lanes[pending]])
+            assert inside_now.any(), "a window does not hold the time it was made for"
             ready, pending = pending[inside_now], pending[~inside_now]
 
     def substitutes(self, position: int) -> Rows:

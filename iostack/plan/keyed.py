@@ -14,6 +14,7 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
+_PIECE = 1 << 15
 
 
 def mix(value: int) -> int:
@@ -47,10 +48,23 @@ def permutation(key: int, length: int) -> NDArray[np.int64]:
     It is the stable argsort of the upper 32 bits of the keyed hashes of 0, 1, 2, ..., computed as two passes of a radix
     sort over 16 bits: for 1e6 numbers 27 ms, against 90 ms for an argsort of 64 bits.
     """
-    hashes = keyed_hash(key, np.arange(length, dtype=np.uint64))
-    order = np.argsort((hashes >> np.uint64(32)).astype(np.uint16), kind="stable")
-    upper = (hashes >> np.uint64(48)).astype(np.uint16)
-    return order[np.argsort(upper[order], kind="stable")]
+    upper, lower = _upper_hashes(key, length)
+    by_lower = np.argsort(lower, kind="stable").astype(np.uint32 if length < 1 << 32 else np.int64)
+    del lower
+    order = np.argsort(upper[by_lower], kind="stable")
+    order[:] = by_lower[order]
+    return order
+
+
+def _upper_hashes(key: int, length: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    """Return bits 48 to 63 and 32 to 47 of the keyed hashes of range(length), computed in pieces to stay in the cache."""
+    upper, lower = np.empty(length, np.uint16), np.empty(length, np.uint16)
+    for start in range(0, length, _PIECE):
+        stop = min(start + _PIECE, length)
+        hashes = keyed_hash(key, np.arange(start, stop, dtype=np.uint64))
+        upper[start:stop] = hashes >> np.uint64(48)
+        lower[start:stop] = (hashes >> np.uint64(32)) & np.uint64(0xFFFF)
+    return upper, lower
 
 
 def _mix_in_place(values: NDArray[np.uint64]) -> None:

@@ -13,7 +13,10 @@ Int64s = NDArray[np.int64]
 
 def sequence_counts(tokens: Int64s, seq_len: int) -> Int64s:
     """Return the sequences of ``seq_len`` tokens, each with one token more as its last label, in shards of ``tokens``."""
-    return np.maximum(tokens - 1, 0) // seq_len
+    counts = tokens - 1
+    np.maximum(counts, 0, out=counts)
+    counts //= seq_len
+    return counts
 
 
 def sequence_starts(tokens: Int64s, seq_len: int, seed: int, epochs: Int64s, shards: Int64s, rows: Int64s) -> Int64s:
