@@ -111,12 +111,8 @@ def run_training(
     _announce(run, is_resumed=restored is not None, threads=threads)
     stop_signal = 0
     if step < settings.train.steps:
-        with (
-            _callbacks_around(run),
-            _metrics_file(run) as lines,
-            progress,
-            StopRequest(is_quiet=world.rank != 0) as stop,
-        ):
+        stop = StopRequest(is_quiet=world.rank != 0, is_one_of_several=world.size > 1)
+        with _callbacks_around(run), _metrics_file(run) as lines, progress, stop:
             checkpoints.begin({})
             if folder:
                 folder.write_settings(plain_settings(settings))

@@ -65,9 +65,9 @@ class JsonLines:
         Raises:
             RunError: a line is not what this class writes.
         """
-        self._path = path
+        end = _end_of(path, last_step) if path.exists() else 0
         self._file = path.open("ab", buffering=0)
-        self._file.truncate(_end_of(path, last_step))
+        self._file.truncate(end)
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one object."""

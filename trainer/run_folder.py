@@ -154,10 +154,14 @@ def refuse_changes(saved: dict[str, Any], now: dict[str, Any], *, where: str) ->
         for key in sorted({*before, *after}):
             if is_fixed(key) and before.get(key) != after.get(key):
                 raise RunError(
-                    f"{section}.{key} is {json.dumps(before.get(key))} in {where}, and {json.dumps(after.get(key))} now:"
+                    f"{section}.{key} is {_spell(before, key)} in {where}, and {_spell(after, key)} now:"
                     " a run cannot change it",
                     hint="set it back, or start another run with --run-dir",
                 )
+
+
+def _spell(section: dict[str, Any], key: str) -> str:
+    return json.dumps(section[key]) if key in section else "not set"
 
 
 _ORDER = frozenset({"seq_len", "seed", "tokenizer", "text_column", "transforms", "window", "vocab_size"})

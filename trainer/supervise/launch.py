@@ -31,6 +31,7 @@ from trainer.supervise.world import LAUNCH_VARIABLE, Launch
 _GRACE_S = 3.0
 """How long the other ranks may take to tell why they end, after the first one did."""
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+_STOPPED = tuple(exit_code_of(number) for number in (signal.SIGINT, signal.SIGTERM))
 RESUME_HINT = "the same command again resumes from the last checkpoint"
 
 
@@ -55,6 +56,9 @@ class _Watch:
     alive: dict[int, _Rank]
     first_failure: float = 0.0
     stop_signal: int = 0
+    """The signal that the launcher got, and passed on."""
+    stopped: int = 0
+    """The exit code of ranks that ended after a last save, as a signal asked them to."""
     failed: list[_Rank] = field(default_factory=list)
 
 
@@ -87,7 +91,7 @@ def launch(arguments: Sequence[str], *, procs: int, lock_fd: int) -> int:
         os.close(wake_writer)
     if any(rank.failure() for rank in watch.failed) or (watch.failed and not watch.stop_signal):
         raise _explain(watch)
-    return exit_code_of(watch.stop_signal) if watch.stop_signal else 0
+    return exit_code_of(watch.stop_signal) if watch.stop_signal else watch.stopped
 
 
 def _start(arguments: Sequence[str], *, procs: int, lock_fd: int) -> list[_Rank]:
@@ -100,6 +104,7 @@ def _start(arguments: Sequence[str], *, procs: int, lock_fd: int) -> list[_Rank]
             told = Launch(parent=os.getpid(), report_fd=writer, lock_fd=lock_fd, listen_fd=listen_fd)
             environment = {
                 "GLOO_SOCKET_IFNAME": _LOOPBACK,
+                "TORCH_CPP_LOG_LEVEL": "ERROR",  # N ranks would print each warning N times
                 **{name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")},
                 "RANK": str(number),
                 "WORLD_SIZE": str(procs),
@@ -149,11 +154,13 @@ def _note_end(watch: _Watch, rank: _Rank) -> None:
     del watch.alive[rank.number]
     # The pipe closes a moment before the process is gone.
     code = rank.process.wait()
-    was_asked = watch.stop_signal and code in (exit_code_of(watch.stop_signal), -watch.stop_signal)
-    if code != 0 and not was_asked:
-        watch.failed.append(rank)
+    if code in _STOPPED and rank.failure() is None:  # all ranks agreed to stop, whoever asked them
+        watch.stopped = code
+        return
+    if code != -watch.stop_signal:
+        watch.failed += [rank] if code else []
     # A rank that died of the signal itself, before it could handle it, takes no part in the others' last save.
-    if code < 0 or (code != 0 and not was_asked):
+    if code:
         watch.first_failure = watch.first_failure or time.monotonic()
 
 

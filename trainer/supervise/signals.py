@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 
@@ -13,11 +13,15 @@ class StopRequest:
 
     Python runs handlers between two bytecodes of the main thread: a process that waits inside a collective notices the
     request when the collective ends. Use it from the main thread; elsewhere it does nothing.
+
+    ``is_one_of_several``: after an error it stays in force. torchrun sends SIGTERM to the survivors of a lost rank at
+    once, and they must live for long enough to say which rank it was.
     """
 
-    def __init__(self, *, is_quiet: bool = False) -> None:
+    def __init__(self, *, is_quiet: bool = False, is_one_of_several: bool = False) -> None:
         self.signal = 0
         self._is_quiet = is_quiet
+        self._stays_after_error = is_one_of_several
         self._before: dict[int, Any] = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -37,8 +41,9 @@ class StopRequest:
             self._before.clear()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._restore()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None or not self._stays_after_error:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

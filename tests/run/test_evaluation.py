@@ -1,0 +1,84 @@
+"""Evaluation on a held-out corpus, and the callbacks around a run."""
+
+from __future__ import annotations
+
+import pytest
+import runs
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory):
+    """Three shards: on two ranks their parts of a pass end at different batches."""
+    return runs.write_corpus(tmp_path_factory.mktemp("data") / "held_out", shards=3, rows=7)
+
+
+@pytest.mark.distributed
+def test_a_whole_pass_gives_the_same_loss_on_one_rank_and_on_two(run, held_out, tmp_path):
+    settings = ("-s", "train.steps=8", "-s", f"evaluation.uri={held_out}", "-s", "evaluation.every=3")
+    other = runs.Run(run.corpus, run.settings, tmp_path / "other")
+    one, two = run.train(*settings), other.train(*settings, procs=2)
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+
+    ours, theirs = (runs.read_lines(each.folder / "evaluation.jsonl") for each in (run, other))
+
+    assert [line["step"] for line in ours] == [3, 6, 8]
+    assert [line["tokens"] for line in ours] == [line["tokens"] for line in theirs]
+    assert ours[0]["tokens"] > 16 * 8
+    losses = [line["evaluation_loss"] for line in ours]
+    assert losses == pytest.approx([line["evaluation_loss"] for line in theirs], rel=1e-5)
+    assert losses[-1] < losses[0]
+    assert "evaluation loss" in one.err
+
+
+def test_evaluating_does_not_change_the_training(run, held_out, tmp_path):
+    other = runs.Run(run.corpus, run.settings, tmp_path / "other")
+    assert run.train("-s", "train.steps=6").code == 0
+    assert other.train("-s", "train.steps=6", "-s", f"evaluation.uri={held_out}", "-s", "evaluation.every=2").code == 0
+
+    assert [line["loss"] for line in run.metrics] == [line["loss"] for line in other.metrics]
+
+
+def test_some_batches_only_and_a_resume_keeps_one_line_per_evaluation(run, held_out):
+    settings = ("-s", f"evaluation.uri={held_out}", "-s", "evaluation.every=2", "-s", "evaluation.steps=1")
+    for steps in (4, 8):
+        ended = run.train(*settings, "-s", f"train.steps={steps}")
+        assert ended.code == 0, ended.err
+
+    lines = runs.read_lines(run.folder / "evaluation.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert {line["batches"] for line in lines} == {1}
+
+
+def test_a_missing_held_out_corpus_is_refused_before_the_first_step(run, tmp_path):
+    ended = run.train("-s", f"evaluation.uri={tmp_path / 'nowhere'}")
+    assert ended.code == 1
+    assert len(ended.errors) == 1
+    assert "nowhere" in ended.errors[0]
+    assert not run.folder.exists()
+
+
+def test_callbacks_are_called_around_steps_saves_and_evaluations(run, held_out, plugin, tmp_path):
+    journal = tmp_path / "journal"
+    settings = ("-s", "train.steps=2", "-s", f"callbacks.journal.path={journal}", "-s", "checkpoint.every=1")
+    ended = run.train(*settings, "-s", f"evaluation.uri={held_out}", **plugin)
+    assert ended.code == 0, ended.err
+
+    assert journal.read_text().splitlines() == [
+        "start 0",
+        "step 1",
+        "save 1",
+        "step 2",
+        "evaluation 2",
+        "save 2",
+        "end 2",
+    ]
+
+
+def test_the_end_is_called_after_an_error_too(run, plugin, tmp_path):
+    journal = tmp_path / "journal"
+    failing = ("-s", "callbacks.fail.after=1", "-s", "callbacks.fail.ranks=[0]")
+    ended = run.train("-s", f"callbacks.journal.path={journal}", *failing, **plugin)
+
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert journal.read_text().splitlines()[-1] == "end 1"
