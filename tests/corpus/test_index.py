@@ -90,7 +90,7 @@ def test_a_corpus_that_cannot_be_written_to_keeps_its_manifest_in_the_cache_fold
 ) -> None:
     uri = folder / "1.jsonl" if refuse == "one file" else folder
     if refuse == "write":
-        monkeypatch.setattr("iostack_fsspec.LocalOrigin.write", lambda self, path, data: False)
+        monkeypatch.setattr("iostack.corpus.local_origin.LocalOrigin.write", lambda self, path, data: False)
     done = build_manifest(uri)
     assert done.file.startswith(str(cache_dir / "manifests"))
     assert not (folder / ".iostack").exists()
