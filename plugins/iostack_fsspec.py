@@ -20,7 +20,7 @@ T = TypeVar("T")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "adl": "azure"}
 
 # What the clients call the version of an object, best first.
-_VERSIONS = "ETag etag md5Hash content_md5 mtime LastModified last_modified updated created".split()
+_VERSIONS = ["ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created"]
 
 
 @hookimpl

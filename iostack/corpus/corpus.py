@@ -6,7 +6,6 @@ import os
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +14,11 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from iostack.cache.folder import cache_folder, object_id
-from iostack.cache.residency import Item, Residency
-from iostack.cache.whole_objects import WholeObjects
-from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles, ShardReader
+from iostack.cache.folder import cache_folder
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, ShardReader
 from iostack.corpus.detect import detect, format_named
-from iostack.corpus.manifest import SIDECAR, Manifest, load_manifest, manifest_of
-from iostack.corpus.origins import open_origin
+from iostack.corpus.manifest import Manifest, manifest_of
+from iostack.corpus.place import Place
 from iostack.errors import CorpusError, FormatError, ShardError
 
 _OPEN_READERS = 128
@@ -56,79 +53,6 @@ def open_corpus(
     found = detect(place.origin.list(), format=format, uri=place.uri)
     manifest = manifest_of(found.format.name, found.shards, _cheap_counts(found.format, found.shards, place.origin))
     return Corpus(place, found.format, manifest, ignored=found.ignored)
-
-
-class Place:
-    """Where a corpus is and where its bytes go: an origin, the cache folder, and the residency between them."""
-
-    def __init__(self, uri: str, folder: Path, options: dict[str, Any]) -> None:
-        self.arguments = (uri, folder, options)
-        self.folder = folder
-        self.origin: Origin = open_origin(uri, options)
-        self.uri = self.origin.uri
-        self.namespace = object_id(self.uri, *_endpoints(options), os.environ.get("AWS_ENDPOINT_URL", ""))
-        self.residency: Residency = WholeObjects(self.origin, folder, namespace=self.namespace)
-
-    @property
-    def own_manifest(self) -> Path:
-        """Path in the cache folder of the manifest of a corpus that cannot be written to."""
-        return self.folder / "manifests" / f"{self.namespace}.arrow"
-
-    def load_manifest(self) -> Manifest | None:
-        """Return the manifest beside the corpus, else the one in the cache folder, else None."""
-        info = self.origin.info(SIDECAR)
-        if info is None:
-            if not self.own_manifest.exists():
-                return None
-            return load_manifest(self.own_manifest, source=str(self.own_manifest))
-        source = f"{self.uri.rstrip('/')}/{SIDECAR}"
-        if info.etag:
-            return load_manifest(self.residency.bring(Item(info.path, info.bytes, info.etag)), source=source)
-        return load_manifest(self.origin.read(SIDECAR, 0, info.bytes), source=source)
-
-    def shard_files(self, shard: Shard, format: Format) -> ShardFiles:
-        """Bring the objects of a shard here and return their local files.
-
-        Raises:
-            ShardError: one of them is gone, or is not the size that it was.
-        """
-        files = [self._bring(shard.object, shard.compression), *(self._bring(each, "") for each in shard.companions)]
-        info = self._local_info(shard.object) or shard.object
-        index = self.folder / "index" / object_id(self.namespace, info.path, info.bytes, info.etag, format.name)
-        with suppress(OSError):  # an index that cannot be kept is built in memory
-            index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return ShardFiles(self.name(info.path), files[0], tuple(files[1:]), index)
-
-    def name(self, path: str) -> str:
-        """Return the URI of one object, without credentials."""
-        return self.uri if self.uri.endswith(f"/{path}") else f"{self.uri.rstrip('/')}/{path}"
-
-    def item(self, info: ObjectInfo, compression: str) -> Item:
-        """Return what the residency is asked for; a local compressed file counts as it is now."""
-        current = (self._local_info(info) if compression else None) or info
-        return Item(current.path, current.bytes, current.etag, compression)
-
-    def _bring(self, info: ObjectInfo, compression: str) -> Path:
-        item = self.item(info, compression)
-        found = self.residency.find(item)
-        if found is None or self.origin.local_path(info.path) is not None:
-            self._check_unchanged(info)
-        return found or self.residency.bring(item)
-
-    def _local_info(self, info: ObjectInfo) -> ObjectInfo | None:
-        return self.origin.info(info.path) if self.origin.local_path(info.path) is not None else None
-
-    def _check_unchanged(self, info: ObjectInfo) -> None:
-        now = self.origin.info(info.path)
-        if now is None:
-            change = "is gone"
-        elif now.bytes < info.bytes:
-            change = f"shrank from {info.bytes:,} to {now.bytes:,} bytes"
-        elif now.bytes > info.bytes:
-            change = f"grew from {info.bytes:,} to {now.bytes:,} bytes"
-        else:
-            return
-        raise ShardError(f"{self.name(info.path)} {change} since it was indexed", hint=f"run: iostack index {self.uri}")
 
 
 class Corpus:
@@ -263,14 +187,3 @@ def _cheap_counts(format: Format, shards: Any, origin: Origin) -> list[Counts | 
         return [None] * len(shards)
     with ThreadPoolExecutor(_COUNT_THREADS) as threads:
         return [first, *threads.map(lambda shard: format.count(shard, origin), shards[1:])]
-
-
-def _endpoints(options: Any) -> list[str]:
-    """Return the options that say which server is meant, as text: two servers may hold the same bucket and key."""
-    found = []
-    for key, value in sorted(options.items()):
-        if isinstance(value, dict):
-            found += _endpoints(value)
-        elif any(word in str(key).lower() for word in ("endpoint", "url", "host", "port", "account_name")):
-            found.append(f"{key}={value}")
-    return found

@@ -10,9 +10,9 @@ from typing import Any
 
 from iostack.cache.folder import cache_folder
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard
-from iostack.corpus.corpus import Place
 from iostack.corpus.detect import detect
 from iostack.corpus.manifest import SIDECAR, Manifest, manifest_of
+from iostack.corpus.place import Place
 from iostack.errors import CacheError, CorpusError
 
 _THREADS = 8
