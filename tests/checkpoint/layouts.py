@@ -76,14 +76,15 @@ def _mesh(layout: str, world: int) -> DeviceMesh:
 def _placements(layout: str, dims: int) -> list[Placement]:
     rows: Placement = Shard(0) if dims else Replicate()
     columns: Placement = Shard(1) if dims > 1 else Replicate()
-    return {
+    placements: dict[str, list[Placement]] = {
         "replicated": [Replicate()],
         "rows": [rows],
         "columns": [columns],
         "hybrid": [Replicate(), rows],
         "grid": [rows, columns],
         "rows_twice": [rows, rows],
-    }[layout]
+    }
+    return placements[layout]
 
 
 def _distribute(tensor: torch.Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:

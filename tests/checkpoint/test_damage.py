@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from iostack.errors import CheckpointError
+from iostack.errors import BrokenStepError, CheckpointError
 from trainer.checkpoint import Checkpointer
+from trainer.checkpoint.documents import RankFile, seal, unseal
+from trainer.checkpoint.layout import StepId
+from trainer.checkpoint.local_store import LocalStore
+from trainer.checkpoint.manifest import read_index_file, read_manifest
 
 from .steps import load, loaded_step, save_steps, tensors_of
 
@@ -96,6 +100,50 @@ def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     latest = Checkpointer(str(folder)).latest()
     assert latest is not None
     assert latest.step == 1
+
+
+def test_a_changed_state_is_seen(folder: Path) -> None:
+    file = folder / NEWEST[0]
+    file.write_bytes(file.read_bytes().replace(b'"position":20', b'"position":21'))
+    restored = load(folder)
+    assert restored is not None
+    assert "2.1.json is damaged: its digest does not fit its" in restored.skipped[0]
+
+
+def test_a_rank_file_of_another_attempt_is_seen(folder: Path) -> None:
+    file = folder / NEWEST[1]
+    document = unseal(RankFile, file.read_bytes(), what="rank file")
+    file.write_bytes(seal(document.model_copy(update={"attempt": 7})))
+    restored = load(folder)
+    assert restored is not None
+    assert "rank-00000.json is damaged: its digest is not the one in the manifest" in restored.skipped[0]
+
+
+def test_another_index_is_seen(folder: Path) -> None:
+    store = LocalStore(str(folder))
+    manifest = read_manifest(store, StepId(step=2, generation=1))
+    with pytest.raises(BrokenStepError, match=r"index\.json\.zst is damaged"):
+        read_index_file(store, manifest.model_copy(update={"index_digest": "0" * 32}))
+
+
+@pytest.mark.parametrize("file", NEWEST[1:])
+def test_a_step_with_a_short_file_is_not_the_latest(folder: Path, file: str) -> None:
+    truncate(folder / file)
+    latest = Checkpointer(str(folder)).latest()
+    assert latest is not None
+    assert latest.step == 1
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_range = LocalStore.read_range
+
+    def shrunken(self: LocalStore, path: str, begin: int, end: int) -> bytearray:
+        return read_range(self, path, begin, end)[: -1 if "2.1" in path else None]
+
+    monkeypatch.setattr(LocalStore, "read_range", shrunken)
+    restored = load(folder)
+    assert restored is not None
+    assert "rank-00000-000.safetensors ends at byte" in restored.skipped[0]
 
 
 def test_a_step_without_a_manifest_does_not_exist(folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from iostack.errors import CheckpointError
 from trainer.checkpoint import Checkpointer
+from trainer.checkpoint.generation import begin_generation
 from trainer.checkpoint.layout import StepId
 from trainer.checkpoint.lineage import lineage
 from trainer.checkpoint.local_store import LocalStore
@@ -102,15 +103,44 @@ def test_a_run_superseded_during_a_save_does_not_commit(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("steps/*"))
 
 
+def test_a_run_superseded_just_before_its_commit_does_not_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = Checkpointer(str(tmp_path))
+    older.begin({})
+    create = LocalStore.create
+
+    def then_superseded(self: LocalStore, path: str, data: bytes) -> bool:
+        if path.endswith("rank-00000.json"):
+            begin_generation(self, {}, world=1)
+        return create(self, path, data)
+
+    monkeypatch.setattr(LocalStore, "create", then_superseded)
+    with pytest.raises(CheckpointError, match="generation 2 has taken over"):
+        older.save(1, tensors_of(1), {}, settings={})
+    assert older.latest() is None
+
+
 def test_what_an_abandoned_start_saved_is_off_the_lineage(tmp_path: Path) -> None:
     save_steps(tmp_path, 10, 20, 30)
     data = next(tmp_path.glob("steps/30.1*/*.safetensors"))
     content = data.read_bytes()
     data.write_bytes(content[:-1])
     save_steps(tmp_path, 25)  # goes on from step 20
+    save_steps(tmp_path, 40)
     data.write_bytes(content)
-    assert steps_of(tmp_path) == ["25.2", "20.1", "10.1"]
-    assert loaded_step(tmp_path) == 25
+    assert steps_of(tmp_path) == ["40.3", "25.2", "20.1", "10.1"], "30.1 is newer than 25.2 and not its child"
+    assert loaded_step(tmp_path) == 40
+
+
+def test_a_parent_counts_more_than_what_lies_between(tmp_path: Path) -> None:
+    save_steps(tmp_path, 10, 20)
+    data = next(tmp_path.glob("steps/20.1*/*.safetensors"))
+    content = data.read_bytes()
+    data.write_bytes(content[:-1])
+    save_steps(tmp_path, 30)  # goes on from step 10
+    data.write_bytes(content)
+    assert steps_of(tmp_path) == ["30.2", "10.1"]
 
 
 def test_a_lineage_goes_on_past_what_is_gone(tmp_path: Path) -> None:

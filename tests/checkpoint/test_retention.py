@@ -37,10 +37,13 @@ def test_the_step_that_was_restored_stays_since_it_is_known_to_be_readable(tmp_p
 
 
 def test_an_incomplete_step_does_not_count(tmp_path: Path) -> None:
-    save_steps(tmp_path, 1, 2)
+    checkpoints = Checkpointer(str(tmp_path), keep=2)
+    checkpoints.begin({})
+    for step in (1, 2):
+        checkpoints.save(step, tensors_of(step), {}, settings={})
     next(tmp_path.glob("steps/2.1*/*.safetensors")).unlink()
-    save_steps(tmp_path, 3, keep=2)
-    assert manifests(tmp_path) == ["1.1", "3.2"]
+    checkpoints.save(3, tensors_of(3), {}, settings={})
+    assert manifests(tmp_path) == ["1.1", "3.1"]
 
 
 def test_a_manifest_goes_before_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

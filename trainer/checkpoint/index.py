@@ -76,9 +76,7 @@ def read_index(index: IndexFile, file_bytes: Sequence[int], wanted: set[str] | N
     pieces: dict[str, list[StoredPiece]] = {
         name: [] for name in index.tensors.names if wanted is None or name in wanted
     }
-    for stored in _rows(index.tensors, index.pieces):
-        if stored.piece.name not in pieces:
-            continue
+    for stored in _rows(index.tensors, index.pieces, wanted=wanted):
         if stored.file >= len(file_bytes) or stored.end > file_bytes[stored.file]:
             raise BrokenStepError(f"the index is wrong: a piece of {stored.piece.name} ends outside of its file")
         if stored.begin % item_bytes(stored.piece.dtype):
@@ -92,7 +90,9 @@ def read_index(index: IndexFile, file_bytes: Sequence[int], wanted: set[str] | N
     return tensors
 
 
-def _rows(tensors: TensorColumns, pieces: PieceColumns, *, first_file: int = 0) -> Iterator[StoredPiece]:
+def _rows(
+    tensors: TensorColumns, pieces: PieceColumns, *, first_file: int = 0, wanted: set[str] | None = None
+) -> Iterator[StoredPiece]:
     num_tensors, num_pieces = len(tensors.names), len(pieces.tensor)
     if not num_tensors == len(tensors.dtypes) == len(tensors.shapes) == len(set(tensors.names)):
         raise BrokenStepError("the index is wrong: its table of tensors has columns of different lengths")
@@ -105,15 +105,16 @@ def _rows(tensors: TensorColumns, pieces: PieceColumns, *, first_file: int = 0) 
     for row, file, begin in zip(pieces.tensor, pieces.file, pieces.begin):
         if row >= num_tensors:
             raise BrokenStepError(f"the index is wrong: a piece belongs to tensor {row} of {num_tensors}")
-        shape = tuple(tensors.shapes[row])
+        name, shape = tensors.names[row], tuple(tensors.shapes[row])
         dims = len(shape)
+        if wanted is not None and name not in wanted:
+            at += dims
+            continue
         offsets, sizes = tuple(pieces.offsets[at : at + dims]), tuple(pieces.sizes[at : at + dims])
         at += dims
         if len(sizes) < dims or len(offsets) < dims or any(o + s > n for o, s, n in zip(offsets, sizes, shape)):
-            raise BrokenStepError(f"the index is wrong: a piece of {tensors.names[row]} lies outside of it")
-        yield StoredPiece(
-            Piece(tensors.names[row], tensors.dtypes[row], shape, offsets, sizes), first_file + file, begin
-        )
+            raise BrokenStepError(f"the index is wrong: a piece of {name} lies outside of it")
+        yield StoredPiece(Piece(name, tensors.dtypes[row], shape, offsets, sizes), first_file + file, begin)
     if at != len(pieces.offsets) or at != len(pieces.sizes):
         raise BrokenStepError("the index is wrong: its offsets do not belong to its pieces")
 

@@ -33,7 +33,6 @@ from trainer.checkpoint.store import Store, locate
 
 READ_BYTES = 16 << 20
 _THREADS = 4
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -208,9 +207,8 @@ def _fill_boxes(blocks: _Blocks, read: Read) -> None:
     data = torch.frombuffer(blocks.read(read.file, read.begin, read.end), dtype=torch.uint8)
     start = read.begin * BLOCK_BYTES
     for box in read.boxes:
-        as_integer = _INTEGERS[box.target.itemsize]  # bytes are copied as they are: no NaN is made canonical
-        source = data[box.begin - start : box.end - start].view(as_integer)
-        box.target.view(as_integer).copy_(source.as_strided(box.target.shape, box.strides))
+        source = data[box.begin - start : box.end - start].view(box.target.dtype)
+        box.target.copy_(source.as_strided(box.target.shape, box.strides))
 
 
 def _row_major(sizes: Shape) -> Shape:
