@@ -53,7 +53,7 @@ def measure(folder: Path) -> dict[str, float]:
     position = NUM_SAMPLES // 2 // BATCH_SIZE * BATCH_SIZE
     loader.load_state_dict(loader.state_dict() | {"position": position})
     built = time.perf_counter() - wall
-    plan = loader.plan.sources[0].indexed_plan(0, loader.lanes)
+    plan = loader.plan.sources[0].indexed_plan(loader.lanes)
     plan.locate(np.arange(position, position + BATCH_SIZE))
     return {
         "opened_s": opened,

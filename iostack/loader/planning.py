@@ -16,11 +16,14 @@ from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
 from iostack.loader.schedule import Int64s
 from iostack.loader.tokens import token_sequences
 from iostack.plan.indexed import IndexedPlan
+from iostack.plan.keyed import derive_key
 from iostack.plan.mixing import integer_weights
 from iostack.plan.units import UnitPlan, choose_unit_lanes, choose_unit_rows
 from iostack.plan.windows import choose_lanes, choose_window
 
 _TYPICAL_TEXT_COMPRESSION = 4
+_SOURCE = 8
+"""Purpose of keys; see ``iostack.plan.indexed``."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class PlannedSource:
 
     corpus: Corpus
     number: int
+    seed: int
     kind: str
     counts: Int64s
     window: int
@@ -73,13 +77,13 @@ class PlannedSource:
             known |= {"tokenizer": self.tokenizer.name, "text_column": self.text_column}
         return known
 
-    def indexed_plan(self, seed: int, lanes: int) -> IndexedPlan:
+    def indexed_plan(self, lanes: int) -> IndexedPlan:
         """Return the plan of a source whose counts are known."""
-        return IndexedPlan(self.counts, seed=seed, lanes=lanes, window=self.window)
+        return IndexedPlan(self.counts, seed=self.seed, lanes=lanes, window=self.window)
 
-    def unit_plan(self, seed: int, lanes: int) -> UnitPlan:
+    def unit_plan(self, lanes: int) -> UnitPlan:
         """Return the plan of a source that uses units."""
-        return UnitPlan(self.counts, max(self.unit_rows, 1), seed=seed, lanes=lanes, window=self.window)
+        return UnitPlan(self.counts, max(self.unit_rows, 1), seed=self.seed, lanes=lanes, window=self.window)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,16 @@ def plan_loader(
         PlanError: there is nothing to read, or nothing long enough.
     """
     planned = [
-        _plan_source(source, number, seq_len, window_bytes, tokenizer, text_column, (*source.transforms, *transforms))
+        _plan_source(
+            source,
+            number,
+            _source_seed(seed, number),
+            seq_len,
+            window_bytes,
+            tokenizer,
+            text_column,
+            (*source.transforms, *transforms),
+        )
         for number, source in enumerate(sources)
     ]
     if lanes is None:
@@ -160,6 +173,7 @@ def plan_loader(
 def _plan_source(
     source: Source,
     number: int,
+    seed: int,
     seq_len: int | None,
     window_bytes: int,
     tokenizer: str | Tokenizer,
@@ -174,7 +188,7 @@ def _plan_source(
             raise UsageError(f"{corpus.uri}: transforms map samples, but token shards are cut into sequences directly")
         counts = token_sequences(corpus, seq_len)
         window = choose_window(window_bytes, total_bytes / int(counts.sum()))
-        return PlannedSource(corpus, number, "tokens", counts, window, transforms, names)
+        return PlannedSource(corpus, number, seed, "tokens", counts, window, transforms, names)
 
     counts = manifest.samples if manifest.samples is not None else np.full(manifest.num_shards, -1, np.int64)
     if not counts.any():
@@ -182,12 +196,14 @@ def _plan_source(
 
     if seq_len is None and manifest.samples is not None:
         window = choose_window(window_bytes, total_bytes / int(counts.sum()))
-        return PlannedSource(corpus, number, "rows", counts, window, transforms, names)
+        return PlannedSource(corpus, number, seed, "rows", counts, window, transforms, names)
 
     if seq_len is None:
         shard_bytes = total_bytes / manifest.num_shards
         window = choose_window(window_bytes, shard_bytes)
-        return PlannedSource(corpus, number, "unindexed", counts, window, transforms, names, unit_bytes=shard_bytes)
+        return PlannedSource(
+            corpus, number, seed, "unindexed", counts, window, transforms, names, unit_bytes=shard_bytes
+        )
 
     compressed = manifest.num_shards > 0 and bool(manifest.shard(0).compression)
     text_bytes = total_bytes * (_TYPICAL_TEXT_COMPRESSION if compressed else 1)
@@ -197,6 +213,7 @@ def _plan_source(
     return PlannedSource(
         corpus,
         number,
+        seed,
         "text",
         counts,
         window,
@@ -207,6 +224,11 @@ def _plan_source(
         tokenizer=find_tokenizer(tokenizer),
         text_column=text_column,
     )
+
+
+def _source_seed(seed: int, number: int) -> int:
+    """Sources of a mix that are alike must not be read in the same order."""
+    return derive_key(seed, _SOURCE, number) if number else seed
 
 
 def _choose_lanes(sources: Sequence[PlannedSource], ranks: int) -> int:

@@ -66,7 +66,7 @@ class IndexedRows:
     def __init__(
         self, source: PlannedSource, plan: LoaderPlan, bad_samples: BadSamples, *, lookahead_bytes: int
     ) -> None:
-        self._plan = source.indexed_plan(plan.seed, plan.lanes)
+        self._plan = source.indexed_plan(plan.lanes)
         self._residency = Residency(source.corpus, lookahead_bytes)
         self._reader = RowReader(self._residency, source.transforms, bad_samples, source.number)
 
@@ -115,8 +115,8 @@ class UnindexedRows:
         self._residency = Residency(source.corpus, lookahead_bytes)
         self._reader = RowReader(self._residency, source.transforms, bad_samples, source.number)
         self._units: UnitSource[RowUnit] = UnitSource(
-            source.unit_plan(plan.seed, plan.lanes),
-            partial(load_row_unit, self._residency, seed=plan.seed),
+            source.unit_plan(plan.lanes),
+            partial(load_row_unit, self._residency, seed=source.seed),
             corpus=source.corpus,
             own_lanes=own_lanes,
             epochs=epochs,

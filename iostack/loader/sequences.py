@@ -77,12 +77,12 @@ class TextSource:
             bad_samples,
             number=source.number,
             seq_len=plan.seq_len,
-            seed=plan.seed,
+            seed=source.seed,
             text_column=source.text_column,
         )
         unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
         self._units: UnitSource[TextUnit] = UnitSource(
-            source.unit_plan(plan.seed, plan.lanes),
+            source.unit_plan(plan.lanes),
             reader.load,
             corpus=source.corpus,
             own_lanes=own_lanes,
@@ -132,10 +132,10 @@ class IndexedSource:
         assert plan.seq_len is not None
         self._tokens = TokenSource(
             source.corpus,
-            source.indexed_plan(plan.seed, plan.lanes),
+            source.indexed_plan(plan.lanes),
             number=source.number,
             seq_len=plan.seq_len,
-            seed=plan.seed,
+            seed=source.seed,
             lookahead_bytes=lookahead_bytes,
         )
 
