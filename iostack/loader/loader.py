@@ -133,6 +133,11 @@ class Loader(IterableDataset[Batch]):
         return self.plan.lanes
 
     @property
+    def batch_size(self) -> int:
+        """Samples of a step over all ranks."""
+        return self._schedule.topology.batch_size
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the first source of documents, if any."""
         return next((source.tokenizer for source in self.plan.sources if source.tokenizer is not None), None)
@@ -148,7 +153,7 @@ class Loader(IterableDataset[Batch]):
     def num_steps(self) -> int | None:
         """Steps of a finite pass where arithmetic can tell; None if endless, or if only the data can tell."""
         end = self._end()
-        return None if end is None else -(-end // self._schedule.topology.batch_size)
+        return None if end is None else -(-end // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from ``position`` on; a new iterator ends the one before."""

@@ -1,0 +1,106 @@
+"""The pipelines that the invariants are tested with: small corpora of every kind, and loaders over them by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import corpora
+import numpy as np
+
+import iostack
+from iostack.corpus.contracts import Sample
+from iostack.corpus.index import build_manifest
+
+NUM_TEXTS, NUM_ROWS, SEQ_LEN = 150, 90, 16
+TOKENS_PER_SHARD = (300, 0, 45, 16, 410, 17, 120)
+BAD_ROWS = (7, 8, 31, 60)
+
+Corpora = Mapping[str, iostack.Corpus]
+
+
+def write_corpora(folder: Path) -> Corpora:
+    """Write all corpora once and open them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_tokens(folder / "tokens")
+    for name in ("texts", "texts counted"):
+        _write_rows(folder / name, corpora.texts(NUM_TEXTS), per_shard=30)
+        (folder / name / "9-empty.jsonl").touch()
+    for name in ("bad", "bad counted"):
+        _write_rows(folder / name, corpora.texts(NUM_ROWS), per_shard=18, bad=BAD_ROWS)
+    for name in ("tar", "tar counted"):
+        for shard in range(5):
+            corpora.write_tar(folder / name / f"{shard}.tar", corpora.images(18, 18 * shard))
+    opened = {}
+    for each in sorted(folder.iterdir()):
+        if each.name.endswith("counted"):
+            build_manifest(each, cache_dir=folder / ".cache")
+        opened[each.name] = iostack.open_corpus(each, cache_dir=folder / ".cache")
+    return opened
+
+
+def _write_tokens(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    for shard, count in enumerate(TOKENS_PER_SHARD):
+        corpora.write_tokens(folder / f"{shard}", [[random.integers(0, 60_000, count).tolist()]] if count else [])
+
+
+def _write_rows(folder: Path, rows: list[dict[str, Any]], *, per_shard: int, bad: tuple[int, ...] = ()) -> None:
+    folder.mkdir(parents=True)
+    for shard in range(0, len(rows), per_shard):
+        numbers = range(shard, min(shard + per_shard, len(rows)))
+        lines = ["{broken" if number in bad else json.dumps(rows[number]) for number in numbers]
+        (folder / f"{shard // per_shard}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def shout(sample: Sample) -> Sample:
+    """A transform of text."""
+    return sample | {"text": sample["text"].upper()}
+
+
+def decode_number(sample: Sample) -> Sample:
+    """A transform that finds every seventh sample bad."""
+    number = json.loads(sample["json"])["i"]
+    if number % 7 == 3:
+        raise ValueError(f"{number} is a bad number")
+    return {"number": number, "bytes": np.frombuffer(sample["jpg"][:4].ljust(4), np.uint8)}
+
+
+Make = Callable[..., iostack.Loader]
+
+TEXT = {"seq_len": SEQ_LEN, "window_bytes": 2000}
+TOKENS = {"seq_len": SEQ_LEN, "window_bytes": 300}
+ROWS = {"window_bytes": 500}
+TAR = {"window_bytes": 50_000}
+
+_SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
+    "tokens": (lambda c: c["tokens"], TOKENS),
+    "texts": (lambda c: c["texts"], TEXT),
+    "texts counted": (lambda c: c["texts counted"], TEXT),
+    "texts transformed": (lambda c: c["texts counted"], TEXT | {"transforms": [shout]}),
+    "bad texts": (lambda c: c["bad"], TEXT),
+    "bad texts counted": (lambda c: c["bad counted"], TEXT),
+    "rows": (lambda c: c["tar"], TAR),
+    "rows counted": (lambda c: c["tar counted"], TAR),
+    "rows transformed": (lambda c: c["tar"], TAR | {"transforms": [decode_number]}),
+    "rows counted transformed": (lambda c: c["tar counted"], TAR | {"transforms": [decode_number]}),
+    "bad rows": (lambda c: c["bad"], ROWS),
+    "bad rows counted": (lambda c: c["bad counted"], ROWS),
+}
+_MIXES: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
+    "mix of tokens and texts": (lambda c: [(c["tokens"], 2), (c["texts"], 1)], TEXT),
+    "mix of three": (lambda c: [(c["tokens"], 0.5), (c["texts counted"], 0.3), (c["bad"], 0.2)], TEXT),
+    "mix of rows": (lambda c: [(c["tar counted"], 3), (c["bad"], 1), (c["tar"], 1)], ROWS),
+}
+SINGLE = tuple(_SETTINGS)
+"""Pipelines of one corpus: they can be finite."""
+ENDLESS = (*_SETTINGS, *_MIXES)
+
+
+def make(corpora: Corpora, pipeline: str, rank: int = 0, ranks: int = 1, **changes: Any) -> iostack.Loader:
+    """Return a loader of 4 lanes and steps of 12 samples, unless ``changes`` say otherwise."""
+    pick, settings = (_SETTINGS | _MIXES)[pipeline]
+    chosen = {"batch_size": 12, "lanes": 4, "seed": 5, "threads": 2} | settings | changes
+    return iostack.Loader(pick(corpora), rank=rank, ranks=ranks, **chosen)
