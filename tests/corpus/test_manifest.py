@@ -97,12 +97,13 @@ def test_companions_that_are_none_are_refused(companions: str) -> None:
         manifest.shard(0)
 
 
-@pytest.mark.parametrize("offsets", [(0, 100), (3, 1), (-2, 1), (2**62, 2**62 + 1)])
-def test_text_outside_its_column_is_refused(offsets: tuple[int, int]) -> None:
-    sound = manifest_from_columns(format="jsonl", paths=["a.jsonl"], bytes=[1], samples=[1])
+@pytest.mark.parametrize("middle", [100, -3, 2**62])
+def test_text_outside_its_column_is_refused(middle: int) -> None:
+    """Arrow checks only the first and the last offset of a column."""
+    sound = manifest_from_columns(format="jsonl", paths=["a", "b"], bytes=[1, 1], samples=[1, 1])
     batch = pa.ipc.open_file(pa.BufferReader(sound.to_bytes())).get_batch(0)
-    buffers = [None, pa.py_buffer(np.array(offsets, np.int64)), pa.py_buffer(b"a.jsonl")]
-    hostile = pa.Array.from_buffers(pa.large_string(), 1, buffers)
+    buffers = [None, pa.py_buffer(np.array([0, middle, 2], np.int64)), pa.py_buffer(b"ab")]
+    hostile = pa.Array.from_buffers(pa.large_string(), 2, buffers)
     batch = batch.set_column(batch.schema.get_field_index("path"), "path", hostile)
     with pytest.raises(CorpusError, match="the manifest is damaged: path of shard 0"):
         Manifest(batch.replace_schema_metadata(batch.schema.metadata), source="m").path(0)
