@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from iostack.cli import main
@@ -10,6 +11,7 @@ from trainer.supervise.world import World, adopt_launch
 
 def run() -> int:
     """Tie this process to its launcher, if there is one, and run ``iostack train``."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # N ranks would print each warning N times
     world = World.from_environment()
     if world.launch:
         adopt_launch(world.launch)

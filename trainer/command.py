@@ -115,6 +115,7 @@ def _refuse_early(settings: Settings, world: World, procs: int) -> None:
 def _run_here(settings: Settings, world: World, run_dir: Path) -> int:
     from trainer.process import run_process
 
+    logging.getLogger("trainer.checkpoint").setLevel(logging.WARNING)
     if world.rank:  # what every rank would log, rank 0 logs
         for name in ("iostack", "trainer"):
             logging.getLogger(name).setLevel(logging.ERROR)

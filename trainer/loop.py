@@ -84,10 +84,8 @@ def run_training(
     if before is not None:
         refuse_changes(dict(before.settings), plain_settings(settings), where=f"the checkpoint of step {before.step}")
     saved = RunState.from_json(before.state) if before else None
-    if saved and before and before.world == world.size:
-        threads = saved.threads
-    else:
-        threads = min(exchange.gather(choose_threads(settings, world)))
+    threads_before = saved.threads if saved and before and before.world == world.size else None
+    threads = min(exchange.gather(choose_threads(settings, world, before=threads_before)))
     torch.set_num_threads(threads)
 
     loader = open_loader(

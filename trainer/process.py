@@ -6,8 +6,9 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NoReturn
 
-from iostack.errors import IostackError
+from iostack.errors import IostackError, UsageError
 from trainer.run_folder import RunFolder
 from trainer.settings import Settings
 from trainer.supervise.heartbeat import Heartbeat, Verdict
@@ -23,14 +24,10 @@ def run_process(settings: Settings, *, world: World, run_dir: Path, debug: bool 
     watch: list[Heartbeat] = []
     try:
         return _run(settings, world, run_dir, watch)
-    except (IostackError, KeyboardInterrupt) as error:
+    except Exception as error:
         if world.size == 1:
             raise
-        return _end(error, world, watch, debug=debug)
-    except Exception as error:
-        if world.size == 1 and debug:
-            raise
-        return _end(error, world, watch, debug=debug)
+        _end(error, world, watch, debug=debug)
 
 
 def _run(settings: Settings, world: World, run_dir: Path, watch: list[Heartbeat]) -> int:
@@ -72,23 +69,24 @@ class _Lost:
         os._exit(1)
 
 
-def _end(error: BaseException, world: World, watch: list[Heartbeat], *, debug: bool) -> int:
-    """Tell why this rank fails, unless it fails because another one is gone."""
+def _end(error: Exception, world: World, watch: list[Heartbeat], *, debug: bool) -> NoReturn:
+    """End this rank, and tell why, unless it fails because another one is gone."""
     failure = failure_of(error)
     if debug:
         print_traceback(error, rank=world.rank)
     if watch and _is_collective(error):
         watch[0].wait_for_verdict()  # ends the process if a rank was lost
-    is_first = watch[0].fail(f"rank {world.rank} failed: {failure.message}") if watch else world.local_rank == 0
+    if watch:
+        is_first = watch[0].fail(f"rank {world.rank} failed: {failure.message}")
+    else:  # not joined yet: what is wrong with the request, all ranks find out
+        is_first = world.local_rank == 0 or not isinstance(error, UsageError)
     if world.launch:
         send_failure(world.launch.report_fd, failure)
     elif is_first:
         print_failure(failure)
     sys.stdout.flush()
     # Leaving in an orderly way would wait for collectives that nobody answers.
-    if world.size > 1:
-        os._exit(failure.exit_code)
-    return failure.exit_code
+    os._exit(failure.exit_code)
 
 
 def _is_collective(error: BaseException) -> bool:

@@ -30,10 +30,10 @@ def choose_device(settings: Settings, world: World) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     num_devices = torch.cuda.device_count()
-    if num_devices <= world.local_rank:
+    if num_devices < world.local_size:
         raise SettingsError(
-            f"train.device = {wanted!r}: rank {world.rank} is number {world.local_rank} on its machine, and torch finds"
-            f" {num_devices} CUDA devices there",
+            f"train.device = {wanted!r}: there are {world.local_size} ranks on this machine, and torch finds"
+            f" {num_devices} CUDA devices",
             hint="start fewer ranks per machine, or set train.device = 'cpu'",
         )
     device = torch.device("cuda", world.local_rank)
@@ -41,10 +41,12 @@ def choose_device(settings: Settings, world: World) -> torch.device:
     return device
 
 
-def choose_threads(settings: Settings, world: World) -> int:
-    """Return the threads of torch per rank: as set, or this machine's cores shared out to its ranks."""
+def choose_threads(settings: Settings, world: World, *, before: int | None) -> int:
+    """Return the threads of torch per rank: as set, as before on as many ranks, or the machine's cores shared out."""
     if settings.train.threads != "auto":
         return settings.train.threads
+    if before is not None:
+        return before
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // world.local_size)
 

@@ -80,6 +80,18 @@ def test_a_signal_saves_the_step_and_ends_the_run(run, procs, number, code):
     assert f"resuming after step {run.steps - 1}" in resumed.err
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_ranks_start_ends_them_without_a_word(run, number, code):
+    with run.start(*LONG, procs=2) as process:
+        runs.wait_until(lambda: len(process.ranks()) == 2 or process.has_ended(), "two ranks")
+        process.kill(process.pid, number=number)
+        ended = process.wait()
+
+    assert ended.code == code, ended.err
+    assert "error" not in ended.err
+    assert not run.folder.exists()
+
+
 def test_an_error_on_one_rank_names_it_and_an_error_on_all_is_told_once(run, plugin):
     one = run.train("-s", "callbacks.fail.after=2", "-s", "callbacks.fail.ranks=[1]", procs=2, **plugin)
     everybody = run.train("-s", "callbacks.fail.after=2", "-s", "callbacks.fail.ranks=[0, 1]", procs=2, **plugin)

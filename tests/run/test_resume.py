@@ -63,6 +63,16 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_that_never_stopped
     assert [line["grad_norm"] for line in run.metrics] == [line["grad_norm"] for line in uninterrupted[procs]]
 
 
+def test_a_resumed_run_keeps_its_number_of_threads_unless_it_is_set(run):
+    first = run.train("-s", "train.steps=2", "-s", "train.threads=2")
+    again = run.train("-s", "train.steps=4", "-s", "train.threads=auto")
+    last = run.train("-s", "train.steps=6", "-s", "train.threads=1")
+
+    assert "2 threads per rank" in first.err
+    assert "2 threads per rank" in again.err
+    assert "1 threads per rank" in last.err
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_goes_on_with_another_number_of_ranks_on_the_same_samples(run, uninterrupted, plugin):

@@ -65,7 +65,8 @@ class _Watch:
 def launch(arguments: Sequence[str], *, procs: int, lock_fd: int) -> int:
     """Run ``python -m trainer ARGUMENTS`` as ``procs`` ranks and return the exit code: 0, or 130 or 143 when stopped.
 
-    The ranks inherit ``lock_fd``. SIGINT and SIGTERM are passed on; the ranks then save and end. A second signal kills.
+    The ranks inherit ``lock_fd``. SIGINT and SIGTERM are passed on as SIGTERM, which ends a rank in silence while it still
+    starts; later the ranks save and end. A second signal kills them.
 
     Raises:
         RankLostError: a rank was killed, or ended without a word; names it.
@@ -89,7 +90,8 @@ def launch(arguments: Sequence[str], *, procs: int, lock_fd: int) -> int:
             signal.signal(number, handler)
         os.close(wake_reader)
         os.close(wake_writer)
-    if any(rank.failure() for rank in watch.failed) or (watch.failed and not watch.stop_signal):
+    own_failures = [rank for rank in watch.failed if (said := rank.failure()) and not said.is_consequence]
+    if own_failures or (watch.failed and not watch.stop_signal):
         raise _explain(watch)
     return exit_code_of(watch.stop_signal) if watch.stop_signal else watch.stopped
 
@@ -104,7 +106,6 @@ def _start(arguments: Sequence[str], *, procs: int, lock_fd: int) -> list[_Rank]
             told = Launch(parent=os.getpid(), report_fd=writer, lock_fd=lock_fd, listen_fd=listen_fd)
             environment = {
                 "GLOO_SOCKET_IFNAME": _LOOPBACK,
-                "TORCH_CPP_LOG_LEVEL": "ERROR",  # N ranks would print each warning N times
                 **{name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")},
                 "RANK": str(number),
                 "WORLD_SIZE": str(procs),
@@ -157,8 +158,8 @@ def _note_end(watch: _Watch, rank: _Rank) -> None:
     if code in _STOPPED and rank.failure() is None:  # all ranks agreed to stop, whoever asked them
         watch.stopped = code
         return
-    if code != -watch.stop_signal:
-        watch.failed += [rank] if code else []
+    if code and not (watch.stop_signal and code == -signal.SIGTERM):
+        watch.failed.append(rank)
     # A rank that died of the signal itself, before it could handle it, takes no part in the others' last save.
     if code:
         watch.first_failure = watch.first_failure or time.monotonic()
@@ -173,7 +174,7 @@ def _pass_on(watch: _Watch, numbers: bytes) -> None:
                 _kill(rank)
             else:
                 with suppress(ProcessLookupError):
-                    rank.process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+                    rank.process.terminate()
         watch.stop_signal = watch.stop_signal or number
 
 

@@ -31,7 +31,7 @@ class StopRequest:
         self.signal = number
         if not self._is_quiet:
             name = signal.Signals(number).name
-            sys.stderr.write(f"{name}: stopping after this step; a second one ends at once\n")
+            sys.stderr.write(f"{name}: stopping after this step, saved; a second signal ends at once\n")
 
     def __enter__(self) -> Self:
         try:
