@@ -7,7 +7,7 @@ are drawn module by module with a generator seeded from the module's name: the s
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,12 @@ def gather_facts(model: nn.Module, device: torch.device) -> Facts:
         layers=tuple(layer_names()),
         features=frozenset(getattr(model, "features", ())),
     )
+
+
+def count_flops(model: nn.Module, seq_len: int) -> float:
+    """Return floating-point operations per token: the model's own count, else 6 per parameter (Kaplan et al. 2020)."""
+    own: Callable[[int], float] | None = getattr(model, "flops_per_token", None)
+    return own(seq_len) if own else 6.0 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def materialise(stage: nn.Module, *, seed: int, device: torch.device) -> None:

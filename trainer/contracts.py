@@ -236,7 +236,7 @@ class Parallelism:
         return batch
 
     def loss(self, loss: Loss, ctx: Context) -> Loss:
-        """Return the loss to use: loss-parallel, scaled."""
+        """Return the loss to use, of the same value: loss-parallel, chunked."""
         return loss
 
     def executor(self, stages: Sequence[nn.Module], loss: Loss, ctx: Context) -> Executor | None:
@@ -255,7 +255,7 @@ class Parallelism:
         return optimizer
 
     def gradient_divisor(self, ctx: Context) -> float:
-        """Return what this backend divides the sum of the ranks' gradients by; the loss is multiplied by it."""
+        """Return what this backend divides the sum of gradients over ranks by; the loss is multiplied by it."""
         return 1.0
 
     def state(self) -> dict[str, Any]:
@@ -272,6 +272,8 @@ class Parallelism:
 
 class Model(Protocol):
     """A ``torch.nn.Module`` that can be trained. Its fully qualified parameter names are its only identity.
+
+    Only the call is required; parallelisms that need more refuse a model without it.
 
     It is built on the meta device. Every module that owns parameters or buffers directly must fill *all* of them in
     ``reset_parameters()`` with torch's global generator, as torch's own layers do: it is called once per module, with

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from iostack.errors import StateError
 from iostack.registry import registry
-from trainer.build import WEIGHT_DTYPES, build_on_meta, gather_facts, materialise
+from trainer.build import WEIGHT_DTYPES, build_on_meta, count_flops, gather_facts, materialise
 from trainer.contracts import Context, Loss, Optimizer, Parallelism, Request
 from trainer.determinism import make_deterministic
 from trainer.executor import SequentialExecutor
@@ -149,14 +149,14 @@ def build_program(
         SettingsError: the model or one of its options does not exist.
     """
     device = torch.device(device)
-    make_deterministic()
     if parallelisms is None:
         parallelisms = registry().listed("iostack_parallelisms")
     model = build_on_meta(model_name, model_options, vocab_size=vocab_size, seq_len=request.seq_len)
     resolution = resolve(request, gather_facts(model, device), parallelisms)
     backends = resolution.backends
-    flops_per_token = float(model.flops_per_token(request.seq_len))  # type: ignore[operator]
+    flops_per_token = count_flops(model, request.seq_len)
 
+    make_deterministic()
     ctx = build_context(request, resolution.facts, device)
     models = _split(model, backends, ctx)
     stages = [_apply(stage, backends, ctx, seed=seed) for stage in models]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from iostack.errors import RunError
 from trainer.contracts import Request
 from trainer.program import Program, build_program
 
@@ -96,6 +97,14 @@ def gradients_of(program: Program) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
 
 
+def generated_by(program: Program) -> list[int] | None:
+    """Return a sample that this rank makes on its own, or None where it holds only a part of the model."""
+    try:
+        return program.generate([1, 2, 3], 5, temperature=1.0, seed=0)
+    except RunError:
+        return None
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return the full tensor of a distributed one."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -107,6 +116,7 @@ TWO_RANKS = (
     Case("ddp, clipped", 2, {"dp_replicate": 2}, clip=0.05),
     Case("replicate", 2, {"dp_replicate": 2}, ("replicate",)),
     Case("replicate, accumulation", 2, {"dp_replicate": 2}, ("replicate",), microbatch_size=1),
+    Case("replicate, tied", 2, {"dp_replicate": 2}, ("replicate",), tied=True, clip=0.05),
     Case("recompute, ddp", 2, {"dp_replicate": 2}, ("recompute",)),
     Case("recompute, replicate", 2, {"dp_replicate": 2}, ("recompute", "replicate"), microbatch_size=2),
     Case("pipeline", 2, {"pp": 2}, microbatch_size=2),
@@ -114,10 +124,14 @@ TWO_RANKS = (
     Case("pipeline, tied", 2, {"pp": 2}, microbatch_size=2, tied=True, clip=0.05),
     Case("sharded step, ddp", 2, {"dp_replicate": 2}, ("sharded_step",)),
     Case("sharded step, replicate", 2, {"dp_replicate": 2}, ("sharded_step", "replicate"), microbatch_size=2),
+    Case("sharded parameters", 2, {"dp_shard": 2}, microbatch_size=2, tied=True, clip=0.05),
 )
 FOUR_RANKS = (
     Case("ddp on 4", 4, {"dp_replicate": 4}, microbatch_size=1),
     Case("replicate on 4", 4, {"dp_replicate": 4}, ("replicate",)),
+    Case("sharded parameters x replicas", 4, {"dp_replicate": 2, "dp_shard": 2}, ("recompute",), clip=0.05),
+    Case("sharded parameters on 4", 4, {"dp_shard": 4}, clip=0.05),
+    Case("pipeline x sharded parameters", 4, {"pp": 2, "dp_shard": 2}, microbatch_size=1, tied=True, clip=0.05),
     Case("pipeline x replicate", 4, {"pp": 2, "dp_replicate": 2}, microbatch_size=1),
     Case("pipeline x replicate, sharded step", 4, {"pp": 2, "dp_replicate": 2}, ("sharded_step",), microbatch_size=2),
 )

@@ -10,22 +10,38 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
 
+from iostack.errors import ResolveError
+
 
 def parity(world_size: int) -> dict[str, object]:
     """Run every case of this world size."""
-    results = {}
+    results: dict[str, object] = {"refusal": refusal(world_size)}
     for case in cases.TWO_RANKS if world_size == 2 else cases.FOUR_RANKS:
         program = case.build()
         initial = {name: cases.whole(value).clone() for name, value in program.tensors().items() if "model." in name}
-        results[case.name] = {"initial": initial, "records": cases.make_steps(program, range(cases.STEPS))}
+        records = cases.make_steps(program, range(cases.STEPS))
+        program.evaluate(cases.batch_of_step(0, data_rank=program.data_rank, data_ranks=program.data_ranks))
+        sample = cases.generated_by(program) if dist.get_rank() == 0 else None
+        final = {name: cases.whole(tensor).clone() for name, tensor in program.tensors().items()}
+        results[case.name] = {"initial": initial, "records": records, "final": final, "sample": sample}
     return results
+
+
+def refusal(world_size: int) -> str:
+    """Return the error of a request that is illegal on all ranks."""
+    try:
+        cases.Case("refused", world_size, {"pp": world_size}, ("ddp",), microbatch_size=1).build()
+    except ResolveError as error:
+        return str(error)
+    return ""
 
 
 def resume(world_size: int) -> dict[str, object]:
     """Make steps without stopping, and again with a new program loaded in the middle; small buckets, fp32."""
     results = {}
-    for use in ((), ("replicate",)):
-        options = {} if use else {"ddp": {"bucket_mb": 0.02}}
+    unsettled = {"bucket_mb": 0.02, "unused_parameters": True}
+    for use, ddp in (((), {"bucket_mb": 0.02}), ((), unsettled), (("replicate",), {})):
+        options = {"ddp": ddp} if ddp else {}
         case = cases.Case(
             "resume", world_size, {"dp_replicate": world_size}, use, dtype="fp32", options=options, clip=0.1
         )
@@ -39,7 +55,7 @@ def resume(world_size: int) -> dict[str, object]:
         second.load_tensors(second.tensors())
         second.load_state(first.state())
         stopped += [record["loss"] for record in cases.make_steps(second, range(2, 6))]
-        results[" ".join(use) or "ddp"] = {"straight": straight, "stopped": stopped}
+        results[f"{use} {ddp}"] = {"straight": straight, "stopped": stopped}
     return results
 
 

@@ -19,7 +19,7 @@ def run_ranks(folder: Path, world_size: int, job: str) -> list[Any]:
     """Run a job of the worker on some ranks and return what each saved."""
     environment = os.environ | {
         "PYTHONPATH": str(HERE / "plugins"),
-        "IOSTACK_PLUGINS": "two_stage_pipeline,sharded_step",
+        "IOSTACK_PLUGINS": "two_stage_pipeline,sharded_step,sharded_parameters",
         "OMP_NUM_THREADS": "1",
     }
     logs = [folder / f"{rank}.log" for rank in range(world_size)]

@@ -27,20 +27,26 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 @cache
-def one_process(tied: bool, clip: float | None) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+def one_process(tied: bool, clip: float | None) -> dict[str, Any]:
     program = cases.Case("one process", tied=tied, clip=clip).build()
     initial = {name: tensor.clone() for name, tensor in program.tensors().items()}
-    return initial, cases.make_steps(program, range(cases.STEPS))
+    records = cases.make_steps(program, range(cases.STEPS))
+    return {"initial": initial, "records": records, "final": program.tensors(), "sample": cases.generated_by(program)}
 
 
 def assert_equals_one_process(case: cases.Case, ranks: list[Any]) -> None:
-    initial, expected = one_process(case.tied, case.clip)
+    expected = one_process(case.tied, case.clip)
     covered = set()
+    if not case.axes.keys() & {"pp", "dp_shard"}:
+        assert ranks[0][case.name]["sample"] == expected["sample"]
     for rank in ranks:
         result = rank[case.name]
         for name, tensor in result["initial"].items():
-            assert torch.equal(tensor, initial[name]), name
-        for step, (ours, theirs) in enumerate(zip(result["records"], expected, strict=True)):
+            assert torch.equal(tensor, expected["initial"][name]), name
+        for name, tensor in result["final"].items():
+            assert (tensor - expected["final"][name]).abs().max().item() <= 1e-8, name
+        covered |= result["final"].keys()
+        for step, (ours, theirs) in enumerate(zip(result["records"], expected["records"], strict=True)):
             where = f"{case.name}, step {step}"
             assert ours["num_valid"] == theirs["num_valid"], where
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=TOLERANCE), where
@@ -49,8 +55,7 @@ def assert_equals_one_process(case: cases.Case, ranks: list[Any]) -> None:
             for name, gradient in ours["gradients"].items():
                 difference = (gradient - theirs["gradients"][name]).abs().max().item()
                 assert difference <= TOLERANCE, f"{where}: gradient of {name}"
-            covered |= ours["gradients"].keys()
-    assert covered == expected[0]["gradients"].keys()
+    assert covered == expected["final"].keys()
 
 
 @pytest.mark.parametrize("case", cases.TWO_RANKS, ids=lambda case: case.name)
@@ -71,8 +76,15 @@ def test_four_ranks_equal_one_process(case: cases.Case, four_ranks: list[Any]) -
 def test_one_process_equals_itself_with(case: cases.Case) -> None:
     program = case.build()
     initial = {name: tensor.clone() for name, tensor in program.tensors().items()}
-    records = cases.make_steps(program, range(cases.STEPS))
-    assert_equals_one_process(case, [{case.name: {"initial": initial, "records": records}}])
+    result = {"initial": initial, "records": cases.make_steps(program, range(cases.STEPS))}
+    result |= {"final": program.tensors(), "sample": cases.generated_by(program)}
+    assert_equals_one_process(case, [{case.name: result}])
+
+
+def test_an_illegal_request_is_refused_alike_on_every_rank(four_ranks: list[Any]) -> None:
+    refusals = {rank["refusal"] for rank in four_ranks}
+    assert len(refusals) == 1
+    assert "ddp gives wrong or partial gradients together with axis pp" in refusals.pop()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -30,8 +30,10 @@ class Pipeline(Parallelism):
         if "tied_embeddings" in ctx.facts.features:
             import torch.distributed as dist
 
-            with suppress(AttributeError):  # stages in the middle hold no embedding
-                dist.all_reduce(stages[0].embedding.weight.grad, group=ctx.groups["pp"])
+            gradient = stages[0].embedding.weight.grad
+            with suppress(AttributeError):  # the gradient of replicate and FSDP2 is a distributed tensor
+                gradient = gradient.to_local()
+            dist.all_reduce(gradient, group=ctx.groups["pp"])
 
 
 class OneForwardOneBackward:
