@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample, Transform
 from iostack.errors import IostackError, PluginError, SampleError
@@ -35,8 +36,10 @@ class RowReader:
         self._bad_samples = bad_samples
         self._lock = threading.Lock()
 
-    def read(self, located: Rows, substitutes: Callable[[int], Rows]) -> tuple[list[Sample], Int64s]:
-        """Return the samples at ``located`` and their identities.
+    def read(
+        self, located: Rows, valid: NDArray[np.bool_], substitutes: Callable[[int], Rows]
+    ) -> tuple[list[Sample], Int64s]:
+        """Return the samples at ``located`` and their identities; bad ones are reported where they are ``valid``.
 
         ``substitutes(i)`` is called for a bad i-th sample; it returns what may stand in for it, best first.
         """
@@ -51,7 +54,11 @@ class RowReader:
             if isinstance(sample, Exception):
                 with self._lock:
                     choices = substitutes(index)
-                sample, shards[index], rows[index] = self._substitute(sample, shards[index], rows[index], choices)
+                bad = sample
+                sample, other_shard, other_row = self._substitute(bad, shards[index], rows[index], choices)
+                if valid[index]:
+                    self._report(bad, (shards[index], rows[index]), (other_shard, other_row))
+                shards[index], rows[index] = other_shard, other_row
             good.append(sample)
         return good, row_identities(self.number, shards, rows)
 
@@ -65,13 +72,17 @@ class RowReader:
             name = self.residency.corpus.shard_name(shard)
             raise PluginError(f"the reader of {name} failed on rows {rows}: {type(error).__name__}: {error}") from error
 
+    def _report(self, bad: Exception, place: tuple[int, int], substitute: tuple[int, int]) -> None:
+        name = self.residency.corpus.shard_name
+        where, instead = (f"{name(shard)} row {row}" for shard, row in (place, substitute))
+        self._bad_samples.substituted(where, bad, instead)
+
     def _substitute(self, bad: Exception, shard: int, row: int, choices: Rows) -> tuple[Sample, int, int]:
         name = self.residency.corpus.shard_name
         for tried, (other_shard, other_row) in enumerate(zip(choices.shards.tolist(), choices.rows.tolist()), start=1):
             self._bad_samples.refuse_in_a_row(tried, f"{name(shard)} row {row}", bad)
             sample = transformed(self._read(other_shard, [other_row])[0], self._transforms)
             if not isinstance(sample, Exception):
-                self._bad_samples.substituted(f"{name(shard)} row {row}", bad, f"{name(other_shard)} row {other_row}")
                 return sample, other_shard, other_row
         raise self._bad_samples.nothing_left(f"the window around {name(shard)} row {row}", bad) from bad
 

@@ -73,7 +73,9 @@ class IndexedRows:
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; nothing is read yet."""
         located = locate(self._plan, self._residency, draws)
-        read = partial(self._reader.read, located, substitutes_by_plan(self._plan, draws.positions))
+        read = partial(
+            self._reader.read, located, valid[draws.places], substitutes_by_plan(self._plan, draws.positions)
+        )
         return Part(draws.places, _shard_bytes(self._residency, located), read)
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
@@ -139,7 +141,7 @@ class UnindexedRows:
             shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
             rows=np.asarray([unit.order[output] for unit, output in chosen], np.int64),
         )
-        read = partial(self._reader.read, located, substitutes_by_unit(chosen))
+        read = partial(self._reader.read, located, valid[draws.places], substitutes_by_unit(chosen))
         return Part(draws.places, _shard_bytes(self._residency, located), read)
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:

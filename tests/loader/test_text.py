@@ -106,7 +106,7 @@ def test_text_shorter_than_one_sequence_is_refused_with_both_sizes(tmp_path: Pat
     corpus = _write(tmp_path / "c", [["abc", "de"], ["fgh"], []], known=known)
     for lanes in (1, 2, 4):
         loader = iostack.Loader(corpus, batch_size=4, seq_len=64, lanes=lanes)
-        with pytest.raises(PlanError, match="shorter than one sequence: seq_len 64 needs 65 tokens.* holds [47]"):
+        with pytest.raises(PlanError, match=r"shorter than one sequence: seq_len 64 needs 65 tokens.* holds [47]"):
             next(iter(loader))
 
 

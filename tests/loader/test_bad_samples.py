@@ -1,0 +1,159 @@
+"""Bad samples are replaced by others of their window, the same on every topology, and both are named."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import corpora
+import pytest
+
+import iostack
+from iostack.corpus.contracts import Sample
+from iostack.corpus.index import build_manifest
+from iostack.errors import SubstitutionError
+from iostack.testing import take_steps
+
+from .pipelines import BAD_ROWS, NUM_ROWS, Corpora, make
+
+WITH_BAD = [
+    "bad rows",
+    "bad rows counted",
+    "rows transformed",
+    "rows counted transformed",
+    "bad texts",
+    "bad texts counted",
+]
+BAD_NUMBERS = {number for number in range(NUM_ROWS) if number % 7 == 3}
+
+
+def _warnings(caplog: pytest.LogCaptureFixture) -> Iterator[tuple[str, str]]:
+    """The identities, as SHARD row N, of each bad sample that was logged and of its substitute."""
+    for record in caplog.records:
+        if record.name == "iostack.loader":
+            found = re.fullmatch(
+                r"bad sample .*?(\w+\.\w+ row \d+) .*: .*?(\w+\.\w+ row \d+|row \d+) appears in its place",
+                record.getMessage(),
+            )
+            assert found is not None, record.getMessage()
+            yield found[1], found[2]
+
+
+@pytest.mark.parametrize("pipeline", WITH_BAD)
+def test_every_bad_sample_of_a_pass_is_replaced_and_reported_with_its_substitute(
+    small: Corpora, pipeline: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = make(small, pipeline, epochs=1, batch_size=6)
+    rows = [row for step in take_steps([loader], 1000) for row in step]
+    bad = {f"{n // 18}.jsonl row {n % 18}" for n in BAD_ROWS}
+    if "transformed" in pipeline:
+        bad = {f"{n // 18}.tar row {n % 18}" for n in BAD_NUMBERS}
+    reported = dict(_warnings(caplog))
+    assert reported.keys() == bad
+    assert loader.bad_samples.count >= len(bad)
+    if "rows" in pipeline:
+        assert len(rows) == NUM_ROWS
+        numbers = [row["number" if "transformed" in pipeline else "n"] for row in rows]
+        assert not set(numbers) & (BAD_NUMBERS if "transformed" in pipeline else set(BAD_ROWS))
+        assert len(numbers) - len(set(numbers)) == len(bad), "each substitute appears once more"
+
+
+def test_a_substitute_has_its_own_identity(small: Corpora) -> None:
+    rows = [row for step in take_steps([make(small, "bad rows counted", epochs=1)], 1000) for row in step]
+    by_number: dict[int, set[int]] = {}
+    for row in rows:
+        by_number.setdefault(row["n"], set()).add(row["sample_ids"])
+    assert all(len(identities) == 1 for identities in by_number.values())
+
+
+@pytest.mark.parametrize("pipeline", WITH_BAD)
+def test_substitutes_are_the_same_on_every_topology(
+    small: Corpora, pipeline: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found: list[tuple[Any, Any]] = []
+    for ranks in (1, 2, 3):
+        caplog.clear()
+        loaders = [make(small, pipeline, rank, ranks, epochs=1) for rank in range(ranks)]
+        found.append((list(take_steps(loaders, 1000)), set(_warnings(caplog))))
+    assert found[0] == found[1] == found[2]
+
+
+def _write(folder: Path, lines: list[str], *, counted: bool) -> iostack.Corpus:
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    if counted:
+        build_manifest(folder)
+    return iostack.open_corpus(folder)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("seq_len", [None, 8])
+def test_a_window_in_which_nothing_is_good_is_an_error_that_names_it(
+    tmp_path: Path, counted: bool, seq_len: int | None
+) -> None:
+    corpus = _write(tmp_path / "c", ["{"] * 9, counted=counted)
+    loader = iostack.Loader(corpus, batch_size=3, seq_len=seq_len)
+    with pytest.raises(
+        SubstitutionError, match=r"every sample of .*a\.jsonl .* is bad; the first: .*line \d"
+    ) as caught:
+        next(iter(loader))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("seq_len", [None, 8])
+def test_more_bad_samples_than_the_budget_are_an_error(tmp_path: Path, counted: bool, seq_len: int | None) -> None:
+    lines = ['{"text": "good enough", "n": 1}', "{", '{"text": "good enough", "n": 2}', "{"] * 5
+    corpus = _write(tmp_path / "c", lines, counted=counted)
+    list(islice(iostack.Loader(corpus, batch_size=20, seq_len=seq_len, max_bad_samples=50, epochs=1), 2))
+    loader = iostack.Loader(corpus, batch_size=20, seq_len=seq_len, max_bad_samples=4, epochs=1)
+    with pytest.raises(SubstitutionError, match="5 bad samples, more than the budget of 4"):
+        list(loader)
+    none = iostack.Loader(corpus, batch_size=20, seq_len=seq_len, max_bad_samples=0, epochs=1)
+    with pytest.raises(SubstitutionError, match=r"budget of 0|in a row"):
+        list(none)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_transform_that_always_fails_is_found_out_before_a_whole_window_is_read(
+    tmp_path: Path, counted: bool
+) -> None:
+    calls = 0
+
+    def fails(sample: Sample) -> Sample:
+        nonlocal calls
+        calls += 1
+        raise RuntimeError("never works")
+
+    corpora.write_jsonl(tmp_path / "c" / "a.jsonl", corpora.texts(3000))
+    if counted:
+        build_manifest(tmp_path / "c")
+    corpus = iostack.open_corpus(tmp_path / "c")
+    loader = iostack.Loader(corpus, batch_size=1, transforms=[fails], max_bad_samples=20, lookahead_bytes=0)
+    with pytest.raises(SubstitutionError, match=r"in a row are bad.*RuntimeError: never works"):
+        next(iter(loader))
+    assert calls < 100
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (lambda sample: None, "a transform returned NoneType, not a sample"),
+        (lambda sample: sample["absent"], "absent"),
+        (lambda sample: {"body": "x"}, "no column 'text'; the sample has body"),
+        (lambda sample: {"text": 5}, "column 'text' holds no text"),
+    ],
+)
+def test_what_is_wrong_with_a_sample_of_text_is_said(tmp_path: Path, transform: Any, told: str) -> None:
+    corpus = _write(tmp_path / "c", ['{"text": "abc"}'] * 4, counted=False)
+    with pytest.raises(SubstitutionError, match=told):
+        next(iter(iostack.Loader(corpus, batch_size=1, seq_len=2, transforms=[transform])))
+
+
+def test_bad_samples_are_warnings(small: Corpora, caplog: pytest.LogCaptureFixture) -> None:
+    list(make(small, "bad rows counted", epochs=1))
+    assert {record.levelno for record in caplog.records if record.name == "iostack.loader"} == {logging.WARNING}
