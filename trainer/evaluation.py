@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,11 +14,9 @@ from iostack.errors import RunError
 from iostack.loader.planning import Source
 from trainer.contracts import Callback
 from trainer.metrics import JsonLines, StepMetrics
+from trainer.run import Run
 from trainer.settings import parse_interval
 from trainer.setup import open_corpus, open_loader
-
-if TYPE_CHECKING:
-    from trainer.loop import Run
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-import iostack
 from iostack.errors import SettingsError
 from trainer.callbacks import build_callbacks
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.exchange import Exchange
-from trainer.contracts import Callback
 from trainer.metrics import JsonLines, metrics_line
 from trainer.optimizer import learning_rate
-from trainer.program import Program
 from trainer.progress import RunProgress
 from trainer.recorder import Recorder
+from trainer.run import Run
 from trainer.run_folder import RunFolder, refuse_changes
 from trainer.saving import RunState, Saver
 from trainer.settings import Settings
@@ -31,30 +28,6 @@ from trainer.supervise.signals import StopRequest, exit_code_of
 from trainer.supervise.world import World
 
 _COLLECTIVE_S = 1800.0
-
-
-@dataclass
-class Run:
-    """A training run under way, as callbacks see it. ``folder`` is None on all ranks but 0."""
-
-    settings: Settings
-    world: World
-    program: Program
-    loader: iostack.Loader
-    folder: RunFolder | None
-    callbacks: Sequence[Callback]
-    progress: RunProgress
-    step: int
-    """Steps made so far, also those before a resume."""
-
-    def say(self, text: str) -> None:
-        """Print a line of progress, on rank 0."""
-        self.progress.say(text)
-
-    def evaluated(self, report: Any) -> None:
-        """Tell all callbacks of an evaluation."""
-        for callback in self.callbacks:
-            callback.on_evaluation(self, report)
 
 
 def run_training(

@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import iostack
 from iostack.errors import CheckpointError
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.exchange import Exchange
 from trainer.metrics import JsonLines
+from trainer.run import Run
 from trainer.settings import parse_interval
 from trainer.settings.show import plain_settings
-
-if TYPE_CHECKING:
-    from trainer.loop import Run
 
 
 @dataclass(frozen=True)

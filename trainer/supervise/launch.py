@@ -31,6 +31,7 @@ from trainer.supervise.world import LAUNCH_VARIABLE, Launch
 _GRACE_S = 3.0
 """How long the other ranks may take to tell why they end, after the first one did."""
 _LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+_SHOW_CURSOR = "\x1b[?25h"
 _STOPPED = tuple(exit_code_of(number) for number in (signal.SIGINT, signal.SIGTERM))
 RESUME_HINT = "the same command again resumes from the last checkpoint"
 
@@ -90,6 +91,8 @@ def launch(arguments: Sequence[str], *, procs: int, lock_fd: int) -> int:
             signal.signal(number, handler)
         os.close(wake_reader)
         os.close(wake_writer)
+        if sys.stderr.isatty():  # a live bar that was killed has left the cursor hidden
+            sys.stderr.write(_SHOW_CURSOR)
     own_failures = [rank for rank in watch.failed if (said := rank.failure()) and not said.is_consequence]
     if own_failures or (watch.failed and not watch.stop_signal):
         raise _explain(watch)
