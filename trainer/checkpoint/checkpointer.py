@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from iostack.errors import BrokenStepError, CheckpointError
 from trainer.checkpoint.documents import JSON, ManifestFile, encode, seal, unseal
@@ -91,7 +92,7 @@ class Checkpointer:
         self,
         uri: str,
         *,
-        group: Any | None = None,
+        group: dist.ProcessGroup | None = None,
         storage_options: Mapping[str, Any] | None = None,
         keep: int = 3,
         timeout_s: float = 1800.0,
