@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from iostack.errors import SettingsError
 
-_UNITS = {"": 1, "b": 1} | {
+_UNITS = {"": 1, "b": 1, "bytes": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("ib", 1024), ("b", 1000), ("", 1024))
