@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -91,24 +89,9 @@ def test_an_unknown_scheme_is_said() -> None:
         Checkpointer("nowhere://x")
 
 
-@pytest.fixture
-def bucket() -> Iterator[tuple[str, dict[str, Any]]]:
-    """A folder on the S3 server that the environment names."""
-    try:
-        endpoint, key, secret = (os.environ[f"IOSTACK_TEST_S3_{name}"] for name in ("ENDPOINT", "KEY", "SECRET"))
-    except KeyError as missing:
-        pytest.skip(f"no S3 server: {missing} is not set")
-    options = {"key": key, "secret": secret, "endpoint_url": endpoint}
-    fs = fsspec.filesystem("s3", **options)
-    fs.mkdirs("iostack-checkpoints", exist_ok=True)
-    folder = f"iostack-checkpoints/{uuid.uuid4().hex}"
-    yield f"s3://{folder}", options
-    fs.rm(folder, recursive=True)
-
-
 @pytest.mark.s3
-def test_steps_lie_in_s3(bucket: tuple[str, dict[str, Any]]) -> None:
-    uri, options = bucket
+def test_steps_lie_in_s3(s3_folder: str, s3_options: dict[str, Any]) -> None:
+    uri, options = s3_folder, s3_options
     store = open_store(uri, options)
     assert store.create("probe", b"one")
     assert not store.create("probe", b"two")

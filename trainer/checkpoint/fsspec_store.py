@@ -42,6 +42,10 @@ class FsspecStore:
             return False
         except NotImplementedError as error:
             raise _no_conditional_create(self.uri) from error
+        except OSError as error:
+            if not _is_failed_condition(error):
+                raise
+            return False
         return True
 
     def put(self, path: str, data: bytes) -> None:
@@ -97,6 +101,13 @@ def _check_conditional_create(fs: Any, uri: str) -> None:
     method = getattr(type(fs), "_pipe_file", None) or type(fs).pipe_file
     if method is spec.AbstractFileSystem.pipe_file or "mode" not in inspect.signature(method).parameters:
         raise _no_conditional_create(uri)
+
+
+def _is_failed_condition(error: OSError) -> bool:
+    """Return whether a store said that the object exists: s3fs makes an OSError of radosgw's and S3's answer."""
+    response = getattr(error.__cause__, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return code in ("PreconditionFailed", "412")
 
 
 def _no_conditional_create(uri: str) -> CheckpointError:
