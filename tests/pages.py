@@ -77,6 +77,7 @@ def run(
     """Run a command (a string: in a shell) and return its stdout; an AssertionError shows stderr if it ends otherwise."""
     done = subprocess.run(
         command,
+        check=False,
         shell=isinstance(command, str),
         cwd=cwd,
         env=dict(env or environment()),
@@ -104,6 +105,7 @@ def check_console(block: Block, *, cwd: Path) -> None:
             command = f"{command[:-1]} {more.strip()}"
         done = subprocess.run(
             command,
+            check=False,
             shell=True,
             cwd=cwd,
             env=environment(),

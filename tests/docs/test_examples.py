@@ -1,0 +1,40 @@
+"""The scripts in examples/ run, and do what their texts say."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pages
+import pytest
+import runs
+from safetensors.numpy import load_file
+
+LOOP = pages.ROOT / "examples" / "train_loop.py"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return runs.write_corpus(tmp_path / "corpus")
+
+
+def _loop(corpus: Path, steps: int, state: str) -> list[str]:
+    command = [sys.executable, str(LOOP), str(corpus), "--steps", str(steps), "--state", state]
+    return pages.run(command, cwd=corpus.parent).splitlines()
+
+
+def test_a_loop_that_stops_and_goes_on_equals_one_that_never_stopped(corpus: Path) -> None:
+    whole = _loop(corpus, 6, "whole")
+    parts = [*_loop(corpus, 2, "parts"), *_loop(corpus, 6, "parts")]
+    assert len(whole) == 6
+    assert parts == whole
+    assert (corpus.parent / "parts.json").read_text() == (corpus.parent / "whole.json").read_text()
+    one, other = (load_file(corpus.parent / f"{name}.safetensors") for name in ("whole", "parts"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_loop_that_is_done_makes_no_step_and_keeps_its_state(corpus: Path) -> None:
+    _loop(corpus, 3, "state")
+    before = (corpus.parent / "state.json").read_text()
+    assert _loop(corpus, 2, "state") == []
+    assert (corpus.parent / "state.json").read_text() == before
