@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iostack.plan.indexed import IndexedPlan
+from iostack.plan.windows import round_lanes
 
 Int64s = NDArray[np.int64]
 
@@ -79,6 +80,5 @@ def choose_unit_rows(num_rows: int, total_bytes: int, seq_len: int) -> int:
 
 
 def choose_unit_lanes(ranks: int, num_units: int) -> int:
-    """Return the lanes of a new run over units: the smallest multiple of ``ranks`` that leaves each lane several units."""
-    wanted = max(1, min(64, num_units // _UNITS_PER_LANE))
-    return -(-wanted // ranks) * ranks
+    """Return the lanes of a new run over units, with several units in each; see ``round_lanes``."""
+    return round_lanes(ranks, min(64, num_units // _UNITS_PER_LANE))

@@ -74,6 +74,14 @@ def choose_window(window_bytes: int, mean_sample_bytes: float) -> int:
 
 
 def choose_lanes(ranks: int, num_samples: int) -> int:
-    """Return the number of lanes of a new run: the smallest multiple of ``ranks`` that is >= min(64, N / 64)."""
-    wanted = max(1, min(64, -(-num_samples // 64)))
-    return -(-wanted // ranks) * ranks
+    """Return the number of lanes of a new run over ``num_samples``, with some 64 samples or more in each; see ``round_lanes``."""
+    return round_lanes(ranks, min(64, -(-num_samples // 64)))
+
+
+def round_lanes(ranks: int, wanted: int) -> int:
+    """Return the smallest multiple of ``ranks`` that is at least the power of two from ``wanted`` on.
+
+    So 1, 2, 4, ... ranks choose the same number of lanes, and with it the same order, where they are not more than it.
+    """
+    power = 1 << max(wanted - 1, 0).bit_length()
+    return -(-power // ranks) * ranks

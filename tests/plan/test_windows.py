@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iostack.plan.indexed import IndexedPlan
+from iostack.plan.units import choose_unit_lanes
 from iostack.plan.windows import LaneGeometry, Window, choose_lanes, choose_window
 
 from .reference import Sample
@@ -121,12 +123,19 @@ def test_a_window_holds_about_its_bytes_but_neither_nothing_nor_too_many(
 
 @examples(300)
 @given(ranks=st.integers(1, 40) | st.integers(1, 5000), num_samples=st.integers(0, 5000) | st.integers(0, 10**7))
-def test_lanes_are_the_smallest_multiple_of_the_ranks_that_is_enough(ranks: int, num_samples: int) -> None:
+def test_lanes_are_a_multiple_of_the_ranks_that_is_enough(ranks: int, num_samples: int) -> None:
     lanes = choose_lanes(ranks, num_samples)
     assert lanes >= 1
     assert lanes % ranks == 0
     assert lanes >= min(64, num_samples / 64)
-    assert lanes == ranks or lanes - ranks < min(64, num_samples / 64)
+    assert lanes == ranks or lanes - ranks < 2 * min(64, num_samples / 64)
+
+
+@pytest.mark.parametrize("choose", [choose_lanes, choose_unit_lanes])
+@pytest.mark.parametrize("number", [1, 5, 40, 200, 1000, 10**6])
+def test_powers_of_two_of_ranks_choose_the_same_lanes(choose: Callable[[int, int], int], number: int) -> None:
+    lanes = choose(1, number)
+    assert all(choose(ranks, number) == lanes for ranks in (2, 4, 8, 16, 32, 64) if ranks <= lanes)
 
 
 def test_one_window_follows_the_last_without_a_gap() -> None:
