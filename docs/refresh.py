@@ -29,7 +29,11 @@ from trainer.settings.tree import Settings, SourceSettings
 DOCS = Path(__file__).parent
 _PART = re.compile(r"(<!-- (help|settings): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLES: dict[str, type[BaseModel]] = {
-    **{name: field.annotation for name, field in Settings.model_fields.items() if inspect.isclass(field.annotation)},
+    **{
+        name: field.annotation
+        for name, field in Settings.model_fields.items()
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
+    },
     "data.sources": SourceSettings,
     "decoder": DecoderOptions,
 }
@@ -43,11 +47,12 @@ def refreshed(page: str) -> str:
 
 def _help(name: str) -> str:
     context = click.Context(cli, info_name="iostack", terminal_width=100, max_content_width=100)
-    command: click.Command | None = cli
+    command: click.Command = cli
     if name != "iostack":
-        command = cli.get_command(context, name)
-        if command is None:
+        found = cli.get_command(context, name)
+        if found is None:
             raise SystemExit(f"there is no command {name!r}")
+        command = found
         context = click.Context(command, info_name=name, parent=context, terminal_width=100, max_content_width=100)
     with context:
         return f"```text\n{command.get_help(context)}\n```\n"
@@ -79,8 +84,8 @@ def _docstrings(kind: type[Any]) -> dict[str, str]:
     texts = {}
     for statement, after in zip(body.body, body.body[1:]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            texts[statement.target.id] = str(after.value.value) if is_text else ""
+            text = after.value if isinstance(after, ast.Expr) else None
+            texts[statement.target.id] = str(text.value) if isinstance(text, ast.Constant) else ""
     return texts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 import numpy as np
 import pages

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -40,7 +41,7 @@ def test_setup_commands_name_what_the_checkout_has() -> None:
         words = shlex.split(command)
         for extra in re.findall(r"\.\[([\w,]+)\]", command):
             assert set(extra.split(",")) <= set(project["optional-dependencies"])
-        for flag, name in zip(words, words[1:]):
+        for flag, name in pairwise(words):
             if flag == "-c":
                 assert (pages.ROOT / name).is_file()
 
