@@ -16,7 +16,7 @@ from iostack import hookspecs
 from iostack.registry import Registry, registry
 
 PAGE = pages.read_page("plugins.md")
-EXAMPLES = pages.blocks(PAGE, "python")
+EXAMPLES = [block for block in pages.blocks(PAGE, "python") if block.file]
 HOOKS = sorted(name for name in dir(hookspecs) if name.startswith("iostack_"))
 
 
