@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ class DataParallel(Parallelism):
         wrapped = DistributedDataParallel(
             stage,
             process_group=ctx.groups["dp_replicate"],
-            broadcast_buffers=False,
+            **_without_buffers(DistributedDataParallel),
             find_unused_parameters=self.unused_parameters,
             bucket_cap_mb=self.bucket_mb,
         )
@@ -73,6 +74,12 @@ class DataParallel(Parallelism):
         """A ring all-reduce of fp32 gradients, and the buckets' copy of them."""
         ranks, gradient_bytes = ctx.size("dp_replicate"), 4.0 * facts.num_parameters
         return Cost(memory_bytes=gradient_bytes, communication_bytes=2 * gradient_bytes * (ranks - 1) / ranks)
+
+
+def _without_buffers(ddp: type) -> dict[str, Any]:
+    """Buffers follow from names and seeds, so they are equal already; torch 2.13 renamed the argument that says so."""
+    known = inspect.signature(ddp).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def _settle_buckets(wrapped: nn.Module, ctx: Context) -> None:
