@@ -1,11 +1,21 @@
-"""Threads of a loader: they start with the first work, end with ``close``, and are never waited for without a deadline."""
+"""Threads of a loader: they start with the first work, end with ``close``, and are never waited for without a deadline.
+
+The pool of ``concurrent.futures`` waits for its threads without end when the interpreter exits: a fetch that hangs would
+keep a process alive whose error has long been reported.
+"""
 
 from __future__ import annotations
 
+import atexit
 import logging
+import threading
+import time
+import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, ParamSpec, TypeVar
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
 
 from iostack.errors import CorpusError
 
@@ -13,10 +23,10 @@ log = logging.getLogger("iostack.loader")
 
 _PATIENCE_S = 600.0
 _SLOWEST_BYTES_PER_S = 1 << 20
-_CLOSING_S = 30.0
+_CLOSING_S = 10.0
 
 Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
+Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 
 class Threads:
@@ -25,31 +35,64 @@ class Threads:
     def __init__(self, number: int, name: str) -> None:
         self._number = number
         self._name = name
-        self._pool: ThreadPoolExecutor | None = None
-        self._unfinished: set[Future[Any]] = set()
+        self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._running: list[threading.Thread] = []
 
-    def submit(
-        self, work: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
-    ) -> Future[Result]:
-        """Return the future of ``work(*arguments)``; starts threads if there are none."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._number, thread_name_prefix=f"iostack-{self._name}")
-        future = self._pool.submit(work, *arguments, **options)
-        self._unfinished.add(future)
-        future.add_done_callback(self._unfinished.discard)
+    def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Return the future of ``work(*arguments)``; starts a thread if there may be more."""
+        future: Future[Result] = Future()
+        self._queue.put((future, work, arguments))
+        if len(self._running) < self._number:
+            name = f"iostack-{self._name}-{len(self._running)}"
+            thread = threading.Thread(target=_serve, args=(self._queue,), name=name, daemon=True)
+            thread.start()
+            self._running.append(thread)
+            _open.add(self)
         return future
 
     def close(self) -> None:
         """Drop the work that has not begun and wait for the rest; more work later starts new threads."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        pool.shutdown(wait=False, cancel_futures=True)
-        _, stuck = wait(list(self._unfinished), timeout=_CLOSING_S)
-        if stuck:
-            log.warning("%d %s threads did not end in %.0f s and are left behind", len(stuck), self._name, _CLOSING_S)
-        else:
-            pool.shutdown(wait=True)
+        queue, running = self._queue, self._running
+        self._queue, self._running = SimpleQueue(), []
+        _end(queue, len(running))
+        deadline = time.monotonic() + _CLOSING_S
+        for thread in running:
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        if stuck := [thread.name for thread in running if thread.is_alive()]:
+            log.warning("%s did not end in %g s and is left behind", ", ".join(stuck), _CLOSING_S)
+
+    def __del__(self) -> None:
+        if self._running:
+            _end(self._queue, len(self._running))
+
+
+_open: weakref.WeakSet[Threads] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for threads in list(_open):
+        threads.close()
+
+
+def _serve(queue: SimpleQueue[Work | None]) -> None:
+    """Do what comes through the queue, until None does."""
+    while (item := queue.get()) is not None:
+        future, work, arguments = item
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work(*arguments))
+            except BaseException as error:  # noqa: BLE001 - who waits for the future meets it
+                future.set_exception(error)
+        del item, future, work, arguments  # a thread that waits for work holds no batch
+
+
+def _end(queue: SimpleQueue[Work | None], num_threads: int) -> None:
+    with suppress(Empty):
+        while (item := queue.get_nowait()) is not None:
+            item[0].cancel()
+    for _ in range(num_threads):
+        queue.put(None)
 
 
 def patience_s(num_bytes: int) -> float:
