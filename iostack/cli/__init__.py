@@ -19,7 +19,7 @@ from iostack import __version__
 from iostack.errors import IostackError, redact
 from iostack.registry import registry
 
-_OURS = ("index", "inspect", "plugins")
+_OURS = ("bench", "index", "inspect", "plugins")
 _EXAMPLES = """\b
 Examples:
   iostack quickstart

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from iostack.errors import PlanError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.device import LoadedBatch
 from iostack.loader.planning import LoaderPlan, PlannedSource
@@ -21,6 +22,7 @@ from iostack.loader.state import Cursors
 from iostack.loader.streams import UnitSource
 from iostack.loader.text import TextReader, TextUnit
 from iostack.loader.tokens import TokenSource
+from iostack.sizes import format_bytes
 
 _MOST_BATCHES = 64
 _MOST_BLOCK_BYTES = 16 << 20
@@ -212,7 +214,15 @@ class SequenceBatches:
 
     def _fill(self, position: int, size: int) -> tuple[Buffers, np.ndarray]:
         block = self._schedule.block(position, size)
-        buffers = Buffers(size, self._schedule.topology.rows, self._width)
+        rows = self._schedule.topology.rows
+        try:
+            buffers = Buffers(size, rows, self._width)
+        except MemoryError as error:
+            needed = format_bytes(size * rows * self._width * 8)
+            raise PlanError(
+                f"a batch of {rows} x {self._width} tokens takes {needed}, more than there is memory",
+                hint="use a smaller seq_len or batch_size",
+            ) from error
         for source, draws in zip(self._sources, block.draws):
             if len(draws.places):
                 source.fill(draws, buffers)

@@ -114,7 +114,10 @@ class UnitSource(Generic[Given]):
         """
         never = empty_in_a_row >= _MOST_EPOCHS_WITHOUT_OUTPUT * self.units.num_units
         if never or len(self._empty) == self.units.num_units:
-            raise PlanError(f"{self._what_is_missing()} (lane {lane} read {empty_in_a_row} units and got nothing)")
+            raise PlanError(
+                f"{self._what_is_missing()} (lane {lane} read {empty_in_a_row} units and got nothing)",
+                hint="use a corpus that holds more, or a smaller seq_len",
+            )
 
     def is_past_end(self, lane: int, draw: int) -> bool:
         """Return whether a lane's ``draw``-th unit lies beyond the finite pass."""

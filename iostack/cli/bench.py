@@ -1,0 +1,236 @@
+"""``iostack bench``: how fast a corpus becomes batches here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iostack.cli.options import corpus_options, storage_options
+
+if TYPE_CHECKING:
+    from iostack.loader.loader import Batch, Loader
+
+logger = logging.getLogger(__name__)
+
+_SECONDS = 10.0
+_SHOW_EVERY_S, _LOG_EVERY_S = 0.25, 5.0
+
+
+@dataclass
+class _Measured:
+    """What the batches after the first one took; ``first_batch_s`` counts from before the corpus was opened."""
+
+    first_batch_s: float
+    steps: int = 0
+    samples: int = 0
+    bytes: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    wait_s: dict[str, float] = field(default_factory=dict)
+
+    def per_s(self, amount: float) -> float:
+        """Return how much that is in a second."""
+        return amount / self.wall_s if self.wall_s else 0.0
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  iostack bench ./tokens --seq-len 2048 --batch-size 8
+  iostack bench s3://bucket/text --seq-len 2048 --tokenizer huggingface:tokenizer.json
+  iostack bench ./images --transform '{"name": "keep", "columns": ["jpg"]}' --json
+"""
+)
+@corpus_options
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples of a step, of all ranks."
+)
+@click.option("--seq-len", type=click.IntRange(1), help="Tokens of a sequence; without it, batches are whole samples.")
+@click.option("--steps", type=click.IntRange(1), help="Measure so many batches after the first one.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), help="Measure so long; 10 where --steps is not given."
+)
+@click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Be the first of so many ranks.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order.")
+@click.option("--threads", type=click.IntRange(1), help="Threads that decode; up to 4 by default.")
+@click.option("--tokenizer", default="bytes", show_default=True, metavar="NAME[:ARGUMENT]", help="For text.")
+@click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column that holds the text.")
+@click.option("--transform", "transforms", multiple=True, metavar="NAME|JSON", help="Map the samples; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bench(
+    uri: str,
+    format: str | None,
+    cache_dir: str | None,
+    storage: tuple[str, ...],
+    batch_size: int,
+    seq_len: int | None,
+    steps: int | None,
+    seconds: float | None,
+    ranks: int,
+    seed: int,
+    threads: int | None,
+    tokenizer: str,
+    text_column: str,
+    transforms: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Load batches of URI, and tell how fast they came and how long they were waited for.
+
+    Nothing is done with the batches. The clock starts when the corpus is opened; the first batch is told apart from the
+    rest, since it waits for the first shards. What was fetched before is in the cache folder and not fetched again.
+    """
+    from iostack.corpus.corpus import open_corpus
+    from iostack.loader.loader import Loader
+
+    specs = [_transform(text) for text in transforms]
+    started = time.perf_counter()
+    with open_corpus(uri, format=format, cache_dir=cache_dir, **storage_options(storage)) as corpus:
+        loader = Loader(
+            corpus,
+            batch_size=batch_size,
+            seq_len=seq_len,
+            seed=seed,
+            rank=0,
+            ranks=ranks,
+            tokenizer=tokenizer,
+            text_column=text_column,
+            transforms=specs,
+            threads=threads,
+        )
+        with loader, _show_live() as show:
+            measured = _measure(loader, started, steps, seconds or (None if steps else _SECONDS), show)
+        facts = {"uri": corpus.uri, "format": corpus.format.name, **_facts(measured, loader, seq_len, ranks)}
+    if as_json:
+        click.echo(json.dumps(facts))
+    else:
+        _print(facts)
+
+
+def _transform(text: str) -> Any:
+    """Return the name of a transform, or its table where it is JSON."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--transform {text!r} is neither a name nor JSON: {error}") from error
+
+
+def _measure(
+    loader: Loader, started: float, steps: int | None, seconds: float | None, show: Callable[[str], None]
+) -> _Measured:
+    """Take batches until ``steps`` or ``seconds`` are over, whichever comes first."""
+    batches = iter(loader)
+    next(batches)
+    begun = shown = time.perf_counter()
+    measured = _Measured(first_batch_s=begun - started)
+    cpu_s, wait_s = time.process_time(), loader.wait_s()
+    for batch in batches:
+        measured.steps += 1
+        measured.samples += len(batch["sample_ids"])
+        measured.bytes += _batch_bytes(batch)
+        now = time.perf_counter()
+        measured.wall_s = now - begun
+        if now - shown > _SHOW_EVERY_S:
+            shown = now
+            show(f"{measured.steps:,} batches, {measured.per_s(measured.samples):,.0f} samples/s")
+        if measured.steps == steps or (seconds is not None and measured.wall_s >= seconds):
+            break
+    measured.cpu_s = time.process_time() - cpu_s
+    measured.wait_s = {stage: total - wait_s.get(stage, 0.0) for stage, total in loader.wait_s().items()}
+    return measured
+
+
+def _batch_bytes(batch: Batch) -> int:
+    return sum(_column_bytes(column) for column in batch.values())
+
+
+def _column_bytes(column: Any) -> int:
+    """Return the bytes of a column: a tensor, or a list of arrays, bytes and text."""
+    if isinstance(column, list):
+        return sum(value.nbytes if hasattr(value, "nbytes") else _length(value) for value in column)
+    return int(column.nbytes)
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, bytes | str) else 0
+
+
+def _facts(measured: _Measured, loader: Loader, seq_len: int | None, ranks: int) -> dict[str, Any]:
+    waited = sum(measured.wait_s.values())
+    return {
+        "batch_size": loader.batch_size,
+        "ranks": ranks,
+        "seq_len": seq_len,
+        "first_batch_s": round(measured.first_batch_s, 4),
+        "steps": measured.steps,
+        "wall_s": round(measured.wall_s, 4),
+        "cpu_s": round(measured.cpu_s, 4),
+        "samples_per_s": round(measured.per_s(measured.samples), 2),
+        "tokens_per_s": None if seq_len is None else round(measured.per_s(measured.samples * seq_len), 2),
+        "mb_per_s": round(measured.per_s(measured.bytes) / 1e6, 3),
+        "wait_share": round(min(1.0, measured.per_s(waited)), 4),
+        "wait_s": {stage: round(total, 4) for stage, total in measured.wait_s.items()},
+        "bad_samples": loader.bad_samples.count,
+        "peak_rss_bytes": _peak_rss_bytes(),
+    }
+
+
+def _peak_rss_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from iostack.sizes import format_bytes
+
+    waits = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in facts["wait_s"].items())
+    tokens = facts["tokens_per_s"]
+    lines = {
+        "uri": facts["uri"],
+        "format": facts["format"],
+        "first batch": f"{facts['first_batch_s']:.3f} s",
+        "measured": f"{facts['steps']:,} batches in {facts['wall_s']:.2f} s, {facts['cpu_s']:.2f} CPU s",
+        "samples/s": f"{facts['samples_per_s']:,.0f}",
+        "tokens/s": None if tokens is None else f"{tokens:,.0f}",
+        "MB/s": f"{facts['mb_per_s']:,.1f}",
+        "waiting": f"{facts['wait_share']:.1%}" + (f" ({waits})" if waits else ""),
+        "bad samples": f"{facts['bad_samples']:,}" if facts["bad_samples"] else None,
+        "peak memory": format_bytes(facts["peak_rss_bytes"]),
+    }
+    for name, value in lines.items():
+        if value is not None:
+            click.echo(f"{name:<12} {value}")
+
+
+@contextmanager
+def _show_live() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows a line on stderr: in place on a terminal, else as a log line every few seconds."""
+    if not sys.stderr.isatty():
+        yield _log_lines()
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("opening", refresh_per_second=4) as status:
+        yield status.update
+
+
+def _log_lines() -> Callable[[str], None]:
+    last = time.monotonic()
+
+    def log(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LOG_EVERY_S:
+            last = time.monotonic()
+            logger.info("bench: %s", line)
+
+    return log
