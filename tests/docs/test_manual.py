@@ -183,6 +183,15 @@ def test_the_cache_folder_holds_what_the_page_names(tmp_path: Path) -> None:
     assert all(any(path.relative_to(tmp_path / "cache").match(pattern) for pattern in patterns) for path in found)
 
 
+def test_bench_prints_the_keys_that_the_page_names(tmp_path: Path) -> None:
+    runs.write_corpus(tmp_path / "corpus", shards=1)
+    printed = json.loads(pages.run("iostack bench corpus --seq-len 8 --steps 1 --json", cwd=tmp_path))
+    table = _table(pages.section(COMMANDS, "`iostack bench`"))
+    assert set(printed) == set(table) - {"--json", "origin", "decode"}
+    for stage in printed["wait_s"]:
+        assert f"`{stage}`" in table["wait_s"]
+
+
 def test_batches_have_the_columns_that_the_page_names(tmp_path: Path) -> None:
     with iostack.open_corpus(runs.write_corpus(tmp_path / "corpus", shards=1)) as corpus:
         loader = iostack.Loader(corpus, batch_size=2, seq_len=8)
