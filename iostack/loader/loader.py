@@ -22,10 +22,13 @@ from iostack.loader.bad_samples import BadSamples
 from iostack.loader.device import LoadedBatch, find_device, to_device
 from iostack.loader.named import TransformSpec
 from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
-from iostack.loader.samples import IndexedRows, SampleBatches, SampleSource, UnindexedRows
+from iostack.loader.row_sources import IndexedRows, UnindexedRows
+from iostack.loader.samples import SampleBatches, SampleSource
 from iostack.loader.schedule import Schedule
-from iostack.loader.sequences import IndexedSource, SequenceBatches, SequenceSource, TextSource
+from iostack.loader.sequences import SequenceBatches, SequenceSource
 from iostack.loader.state import Cursors, State, make_state, read_state
+from iostack.loader.text import TextSource
+from iostack.loader.tokens import TokenSource
 from iostack.plan.mixing import Mix
 from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
@@ -276,7 +279,7 @@ def _build_batches(
         sequences: list[SequenceSource] = [
             TextSource(source, plan, lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
             if source.uses_units
-            else IndexedSource(source, plan, lookahead_bytes=share)
+            else TokenSource(source, plan, lookahead_bytes=share)
             for source in plan.sources
         ]
         return SequenceBatches(schedule, sequences, seq_len=plan.seq_len, ends_by_data=ends_by_data)

@@ -14,7 +14,7 @@ from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, UsageError
 from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
 from iostack.loader.schedule import Int64s
-from iostack.loader.tokens import token_sequences
+from iostack.loader.token_counts import token_sequences
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.keyed import derive_key
 from iostack.plan.mixing import integer_weights

@@ -15,159 +15,15 @@ import torch
 
 from iostack.corpus.contracts import Sample
 from iostack.errors import UsageError
-from iostack.loader.bad_samples import BadSamples
 from iostack.loader.device import LoadedBatch
-from iostack.loader.planning import LoaderPlan, PlannedSource
-from iostack.loader.residency import Residency
-from iostack.loader.rows import (
-    RowReader,
-    RowUnit,
-    collate,
-    load_row_unit,
-    substitutes_by_plan,
-    substitutes_by_unit,
-)
-from iostack.loader.schedule import Draws, Int64s, Schedule
+from iostack.loader.row_sources import Part
+from iostack.loader.rows import collate
+from iostack.loader.schedule import Draws, Schedule
+from iostack.loader.sources import Source, sum_waits
 from iostack.loader.state import Cursors
-from iostack.loader.streams import UnitSource
 from iostack.loader.threads import Threads, patience_s, wait_for
-from iostack.loader.tokens import locate
-from iostack.plan.indexed import Rows
 
 _LEAST_AHEAD, _MOST_AHEAD = 2, 32
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one source reads for one batch: ``read()`` gives samples and identities for ``places``.
-
-    ``shard_bytes`` are those of all shards that it reads.
-    """
-
-    places: Int64s
-    shard_bytes: int
-    read: Callable[[], tuple[list[Sample], Int64s]]
-
-
-class SampleSource(Protocol):
-    """Plans the rows that one source gives to a batch."""
-
-    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part: ...
-    def restore(self, cursors: Cursors, first_lane: int) -> None: ...
-    def is_finished(self) -> bool: ...
-    def wait_s(self) -> dict[str, float]: ...
-    def stop(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class IndexedRows:
-    """One corpus whose counts are known: rows by arithmetic."""
-
-    def __init__(
-        self, source: PlannedSource, plan: LoaderPlan, bad_samples: BadSamples, *, lookahead_bytes: int
-    ) -> None:
-        self._plan = source.indexed_plan(plan.lanes)
-        self._residency = Residency(source.corpus, lookahead_bytes)
-        self._reader = RowReader(self._residency, source.transforms, bad_samples, source.number)
-
-    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
-        """Return the part of one batch; nothing is read yet."""
-        located = locate(self._plan, self._residency, draws)
-        read = partial(
-            self._reader.read, located, valid[draws.places], substitutes_by_plan(self._plan, draws.positions)
-        )
-        return Part(draws.places, _shard_bytes(self._residency, located), read)
-
-    def restore(self, cursors: Cursors, first_lane: int) -> None:
-        """Do nothing: the order is arithmetic."""
-
-    def is_finished(self) -> bool:
-        """Return True: the number of steps says when the pass ends."""
-        return True
-
-    def wait_s(self) -> dict[str, float]:
-        """Return nothing: threads wait for the bytes, and who waits for them counts it as decoding."""
-        return {}
-
-    def stop(self) -> None:
-        """Stop fetching."""
-        self._residency.stop()
-
-    def close(self) -> None:
-        """Stop, and let go of the open shards."""
-        self._residency.close()
-
-
-class UnindexedRows:
-    """One corpus whose counts are not known: lanes deal whole shards, rows are permuted within each."""
-
-    def __init__(
-        self,
-        source: PlannedSource,
-        plan: LoaderPlan,
-        own_lanes: Sequence[int],
-        bad_samples: BadSamples,
-        *,
-        epochs: int | None,
-        lookahead_bytes: int,
-        threads: int,
-    ) -> None:
-        self._number = source.number
-        self._lanes = plan.lanes
-        self._residency = Residency(source.corpus, lookahead_bytes)
-        self._reader = RowReader(self._residency, source.transforms, bad_samples, source.number)
-        self._units: UnitSource[RowUnit] = UnitSource(
-            source.unit_plan(plan.lanes),
-            partial(load_row_unit, self._residency, seed=source.seed),
-            corpus=source.corpus,
-            own_lanes=own_lanes,
-            epochs=epochs,
-            lookahead_units=max(1, int(lookahead_bytes // max(source.unit_bytes, 1))),
-            threads=threads,
-            what_is_missing=lambda: f"{source.corpus.uri} holds no samples: all its shards are empty",
-        )
-
-    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
-        """Return the part of one batch; waits until the shards are open, reads no sample yet."""
-        chosen: list[tuple[RowUnit, int]] = []
-        times, lanes = np.divmod(draws.positions, self._lanes)
-        for place, lane, time in zip(draws.places.tolist(), lanes.tolist(), times.tolist(), strict=True):
-            stream = self._units.stream(lane)
-            unit, output, valid[place] = stream.take(time)
-            chosen.append((unit, output))
-            cursors.setdefault(self._number, {})[lane] = stream.cursor
-        located = Rows(
-            epochs=np.asarray([unit.unit.epoch for unit, _ in chosen], np.int64),
-            shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
-            rows=np.asarray([unit.order[output] for unit, output in chosen], np.int64),
-        )
-        read = partial(self._reader.read, located, valid[draws.places], substitutes_by_unit(chosen))
-        return Part(draws.places, _shard_bytes(self._residency, located), read)
-
-    def restore(self, cursors: Cursors, first_lane: int) -> None:
-        """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
-        self._units.restore(cursors.get(self._number, {}), first_lane)
-
-    def is_finished(self) -> bool:
-        """Return whether the finite pass is over on this rank."""
-        return self._units.is_finished()
-
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited, by stage."""
-        return {"decode": self._units.wait_s}
-
-    def stop(self) -> None:
-        """Stop loading and drop what was loaded ahead."""
-        self._units.stop()
-
-    def close(self) -> None:
-        """Stop, and let go of the open shards."""
-        self.stop()
-        self._residency.close()
-
-
-def _shard_bytes(residency: Residency, located: Rows) -> int:
-    return int(residency.corpus.manifest.bytes[np.unique(located.shards)].sum())
 
 
 @dataclass(frozen=True)
@@ -177,6 +33,14 @@ class Work:
     first_position: int
     deadline_s: float
     run: Callable[[], LoadedBatch]
+
+
+class SampleSource(Source, Protocol):
+    """Plans the rows that one source gives to a batch."""
+
+    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
+        """Return the part of one batch, unread; writes which rows are valid, and the cursors after the batch."""
+        ...
 
 
 class SampleBatches:
@@ -273,11 +137,8 @@ class SampleBatches:
 
     def wait_s(self) -> dict[str, float]:
         """Return the seconds waited so far, by stage."""
-        total = {"decode": self._decode_wait_s}
-        for source in self._sources:
-            for stage, seconds in source.wait_s().items():
-                total[stage] = total.get(stage, 0.0) + seconds
-        return total
+        waits = sum_waits(self._sources)
+        return waits | {"decode": waits.get("decode", 0.0) + self._decode_wait_s}
 
     def close(self) -> None:
         """Let go of the open shards; ``batches`` must be closed."""

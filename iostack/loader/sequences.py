@@ -13,156 +13,23 @@ import numpy as np
 import torch
 
 from iostack.errors import PlanError
-from iostack.loader.bad_samples import BadSamples
+from iostack.loader.buffers import Buffers
 from iostack.loader.device import LoadedBatch
-from iostack.loader.planning import LoaderPlan, PlannedSource
-from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws, Schedule
+from iostack.loader.sources import Source, sum_waits
 from iostack.loader.state import Cursors
-from iostack.loader.streams import UnitSource
-from iostack.loader.text import TextReader, TextUnit
-from iostack.loader.tokens import TokenSource
 from iostack.sizes import format_bytes
 
 _MOST_BATCHES = 64
 _MOST_BLOCK_BYTES = 16 << 20
-_LOADED_BYTES_PER_TEXT_BYTE = 4
-"""A unit of text in memory: the text, the ids of its documents, and the ids joined."""
 
 
-class Buffers:
-    """Fresh memory for the ``num_batches`` batches of a block; sources write into it by row."""
-
-    def __init__(self, num_batches: int, rows: int, width: int) -> None:
-        self.rows = rows
-        self.num_batches = num_batches
-        self.tokens = np.empty((num_batches * rows, width), np.int64)
-        self.identities = np.empty(num_batches * rows, np.int64)
-        self.valid = np.ones(num_batches * rows, np.bool_)
-        self.cursors: list[Cursors] = [{} for _ in range(num_batches)]
-
-
-class SequenceSource(Protocol):
+class SequenceSource(Source, Protocol):
     """Fills rows of a block with sequences."""
 
-    def fill(self, draws: Draws, buffers: Buffers) -> None: ...
-    def restore(self, cursors: Cursors, first_lane: int) -> None: ...
-    def is_finished(self) -> bool: ...
-    def wait_s(self) -> dict[str, float]: ...
-    def stop(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class TextSource:
-    """One corpus of documents, tokenised on the fly."""
-
-    def __init__(
-        self,
-        source: PlannedSource,
-        plan: LoaderPlan,
-        own_lanes: Sequence[int],
-        bad_samples: BadSamples,
-        *,
-        epochs: int | None,
-        lookahead_bytes: int,
-        threads: int,
-    ) -> None:
-        assert source.tokenizer is not None
-        assert plan.seq_len is not None
-        self._number = source.number
-        self._lanes = plan.lanes
-        self._residency = Residency(source.corpus, lookahead_bytes)
-        reader = TextReader(
-            self._residency,
-            source.tokenizer,
-            source.transforms,
-            bad_samples,
-            number=source.number,
-            seq_len=plan.seq_len,
-            seed=source.seed,
-            text_column=source.text_column,
-        )
-        unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
-        self._units: UnitSource[TextUnit] = UnitSource(
-            source.unit_plan(plan.lanes),
-            reader.load,
-            corpus=source.corpus,
-            own_lanes=own_lanes,
-            epochs=epochs,
-            lookahead_units=max(1, lookahead_bytes // unit_bytes),
-            threads=threads,
-            what_is_missing=reader.what_is_missing,
-        )
-
     def fill(self, draws: Draws, buffers: Buffers) -> None:
-        """Write the next outputs of the drawn lanes, and the cursor after each, into the block."""
-        times, lanes = np.divmod(draws.positions, self._lanes)
-        for place, lane, time in zip(draws.places.tolist(), lanes.tolist(), times.tolist(), strict=True):
-            stream = self._units.stream(lane)
-            outputs, output, is_valid = stream.take(time)
-            buffers.tokens[place] = outputs.sequence(output)
-            buffers.identities[place] = outputs.identities[output]
-            buffers.valid[place] = is_valid
-            buffers.cursors[place // buffers.rows].setdefault(self._number, {})[lane] = stream.cursor
-
-    def restore(self, cursors: Cursors, first_lane: int) -> None:
-        """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
-        self._units.restore(cursors.get(self._number, {}), first_lane)
-
-    def is_finished(self) -> bool:
-        """Return whether the finite pass is over on this rank."""
-        return self._units.is_finished()
-
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited, by stage."""
-        return {"decode": self._units.wait_s}
-
-    def stop(self) -> None:
-        """Stop loading and drop what was loaded ahead."""
-        self._units.stop()
-
-    def close(self) -> None:
-        """Stop, and let go of the open shards."""
-        self.stop()
-        self._residency.close()
-
-
-class IndexedSource:
-    """One corpus of token shards."""
-
-    def __init__(self, source: PlannedSource, plan: LoaderPlan, *, lookahead_bytes: int) -> None:
-        assert plan.seq_len is not None
-        self._tokens = TokenSource(
-            source.corpus,
-            source.indexed_plan(plan.lanes),
-            number=source.number,
-            seq_len=plan.seq_len,
-            seed=source.seed,
-            lookahead_bytes=lookahead_bytes,
-        )
-
-    def fill(self, draws: Draws, buffers: Buffers) -> None:
-        """Gather the drawn sequences into the block."""
-        self._tokens.fill(draws, buffers.tokens, buffers.identities)
-
-    def restore(self, cursors: Cursors, first_lane: int) -> None:
-        """Do nothing: the order is arithmetic."""
-
-    def is_finished(self) -> bool:
-        """Return True: the number of steps says when the pass ends."""
-        return True
-
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited, by stage."""
-        return {"origin": self._tokens.residency.wait_s}
-
-    def stop(self) -> None:
-        """Stop fetching."""
-        self._tokens.residency.stop()
-
-    def close(self) -> None:
-        """Stop, and let go of the open shards."""
-        self._tokens.close()
+        """Write the drawn sequences, their identities, whether they are valid, and the cursors after each batch."""
+        ...
 
 
 class SequenceBatches:
@@ -241,11 +108,7 @@ class SequenceBatches:
 
     def wait_s(self) -> dict[str, float]:
         """Return the seconds waited so far, by stage."""
-        total: dict[str, float] = {}
-        for source in self._sources:
-            for stage, seconds in source.wait_s().items():
-                total[stage] = total.get(stage, 0.0) + seconds
-        return total
+        return sum_waits(self._sources)
 
     def close(self) -> None:
         """Let go of the open shards; ``batches`` must be closed."""

@@ -14,7 +14,12 @@ from iostack.corpus.contracts import Sample, Tokenizer, Transform
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PluginError, SampleError, ShardError
 from iostack.loader.bad_samples import BadSamples
+from iostack.loader.buffers import Buffers
+from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.residency import Residency
+from iostack.loader.schedule import Draws
+from iostack.loader.sources import StreamedSource
+from iostack.loader.streams import UnitSource
 from iostack.loader.transforming import transformed
 from iostack.plan.identity import unit_identities
 from iostack.plan.keyed import derive_key, permutation
@@ -22,6 +27,8 @@ from iostack.plan.sequences import unit_phase
 from iostack.plan.units import Unit
 
 _DOCUMENT_ORDER, _SEQUENCE_ORDER = 5, 7
+_LOADED_BYTES_PER_TEXT_BYTE = 4
+"""A unit of text in memory: the text, the ids of its documents, and the ids joined."""
 
 Tokens = NDArray[np.uint16] | NDArray[np.int32]
 
@@ -42,6 +49,55 @@ class TextUnit:
         """Return the ``seq_len`` + 1 tokens of one output; a view."""
         start = int(self.starts[output])
         return self.tokens[start : start + self.seq_len + 1]
+
+
+class TextSource(StreamedSource[TextUnit]):
+    """One corpus of documents, as a source of sequences."""
+
+    def __init__(
+        self,
+        source: PlannedSource,
+        plan: LoaderPlan,
+        own_lanes: Sequence[int],
+        bad_samples: BadSamples,
+        *,
+        epochs: int | None,
+        lookahead_bytes: int,
+        threads: int,
+    ) -> None:
+        assert source.tokenizer is not None
+        assert plan.seq_len is not None
+        residency = Residency(source.corpus, lookahead_bytes)
+        reader = TextReader(
+            residency,
+            source.tokenizer,
+            source.transforms,
+            bad_samples,
+            number=source.number,
+            seq_len=plan.seq_len,
+            seed=source.seed,
+            text_column=source.text_column,
+        )
+        unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
+        units = UnitSource(
+            source.unit_plan(plan.lanes),
+            reader.load,
+            corpus=source.corpus,
+            own_lanes=own_lanes,
+            epochs=epochs,
+            lookahead_units=max(1, lookahead_bytes // unit_bytes),
+            threads=threads,
+            what_is_missing=reader.what_is_missing,
+        )
+        super().__init__(source.number, residency, units)
+
+    def fill(self, draws: Draws, buffers: Buffers) -> None:
+        """Write the next outputs of the drawn lanes, and the cursor after each, into the block."""
+        for place, unit, output, is_valid, lane, cursor in self.take(draws):
+            buffers.tokens[place] = unit.sequence(output)
+            buffers.identities[place] = unit.identities[output]
+            buffers.valid[place] = is_valid
+            buffers.cursors[place // buffers.rows].setdefault(self.number, {})[lane] = cursor
 
 
 class TextReader:

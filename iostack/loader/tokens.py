@@ -8,36 +8,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iostack.corpus.contracts import TokenShardReader
-from iostack.corpus.corpus import Corpus
-from iostack.errors import PlanError, ShardError
+from iostack.errors import ShardError
+from iostack.loader.buffers import Buffers
+from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.residency import Residency
-from iostack.loader.schedule import Draws, Int64s
+from iostack.loader.schedule import Draws
+from iostack.loader.sources import IndexedSource
+from iostack.loader.token_counts import token_counts
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
-from iostack.plan.sequences import sequence_counts, sequence_starts
+from iostack.plan.sequences import sequence_starts
 
 _OPEN_MAPS = 1024
 
 
-class TokenSource:
-    """One corpus of token shards, cut into sequences of ``seq_len`` + 1 tokens."""
+class TokenSource(IndexedSource):
+    """One corpus of token shards, as a source of sequences of ``seq_len`` + 1 tokens."""
 
-    def __init__(
-        self, corpus: Corpus, plan: IndexedPlan, *, number: int, seq_len: int, seed: int, lookahead_bytes: int
-    ) -> None:
-        self.tokens = _token_counts(corpus)
-        self.number = number
-        self.seq_len = seq_len
-        self.seed = seed
-        self.plan = plan
-        self.residency = Residency(corpus, lookahead_bytes)
+    def __init__(self, source: PlannedSource, plan: LoaderPlan, *, lookahead_bytes: int) -> None:
+        super().__init__(Residency(source.corpus, lookahead_bytes))
+        assert plan.seq_len is not None
+        self.tokens = token_counts(source.corpus)
+        self.number = source.number
+        self.seq_len = plan.seq_len
+        self.seed = source.seed
+        self.plan = source.indexed_plan(plan.lanes)
         self._maps: dict[int, NDArray[np.integer[Any]]] = {}
 
-    def fill(self, draws: Draws, out: NDArray[np.int64], identities: Int64s) -> None:
-        """Write the drawn sequences into their places: rows of ``out`` (int64[n, seq_len + 1]) and ``identities``."""
+    def fill(self, draws: Draws, buffers: Buffers) -> None:
+        """Gather the drawn sequences into the block."""
+        out = buffers.tokens
         located = locate(self.plan, self.residency, draws)
         starts = sequence_starts(self.tokens, self.seq_len, self.seed, located.epochs, located.shards, located.rows)
-        identities[draws.places] = row_identities(self.number, located.shards, located.rows)
+        buffers.identities[draws.places] = row_identities(self.number, located.shards, located.rows)
         rows = out if len(draws.places) == len(out) else map(out.__getitem__, draws.places.tolist())
         width = self.seq_len + 1
         maps = self._maps
@@ -48,8 +51,8 @@ class TokenSource:
             row[:] = mapped[start : start + width]
 
     def close(self) -> None:
-        """Stop fetching; forget the maps."""
-        self.residency.close()
+        """Stop fetching, and let go of the maps."""
+        super().close()
         self._maps.clear()
 
     def _map(self, shard: int) -> NDArray[np.integer[Any]]:
@@ -66,33 +69,8 @@ class TokenSource:
         return mapped
 
 
-def token_sequences(corpus: Corpus, seq_len: int) -> Int64s:
-    """Return how many sequences of ``seq_len`` each shard gives.
-
-    Raises:
-        PlanError: no shard is long enough for one.
-    """
-    tokens = _token_counts(corpus)
-    counts = sequence_counts(tokens, seq_len)
-    if not counts.any():
-        raise PlanError(
-            f"{corpus.uri}: no shard is long enough for one sequence: the longest holds {int(tokens.max(initial=0))}"
-            f" tokens, and seq_len {seq_len} needs {seq_len + 1}",
-            hint="use a smaller seq_len",
-        )
-    return counts
-
-
 def locate(plan: IndexedPlan, residency: Residency, draws: Draws) -> Rows:
     """Return where the drawn samples stand; starts fetching what their lanes read next."""
     times, lanes = np.divmod(draws.positions, plan.lanes)
     residency.want_windows(plan, lanes, times)
     return plan.locate(draws.positions)
-
-
-def _token_counts(corpus: Corpus) -> Int64s:
-    if corpus.manifest.tokens is None:
-        raise PlanError(
-            f"{corpus.uri}: the number of tokens of some shards is not known", hint=f"run: iostack index {corpus.uri}"
-        )
-    return corpus.manifest.tokens

@@ -1,0 +1,100 @@
+"""Corpora as sources of whole samples: which rows each gives to a batch, planned now and read later by a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from iostack.corpus.contracts import Sample
+from iostack.loader.bad_samples import BadSamples
+from iostack.loader.planning import LoaderPlan, PlannedSource
+from iostack.loader.residency import Residency
+from iostack.loader.rows import RowReader, RowUnit, load_row_unit, substitutes_by_plan, substitutes_by_unit
+from iostack.loader.schedule import Draws, Int64s
+from iostack.loader.sources import IndexedSource, StreamedSource
+from iostack.loader.state import Cursors
+from iostack.loader.streams import UnitSource
+from iostack.loader.tokens import locate
+from iostack.plan.indexed import Rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one source reads for one batch: ``read()`` gives samples and identities for ``places``.
+
+    ``shard_bytes`` are those of all shards that it reads.
+    """
+
+    places: Int64s
+    shard_bytes: int
+    read: Callable[[], tuple[list[Sample], Int64s]]
+
+
+class IndexedRows(IndexedSource):
+    """One corpus whose counts are known: rows by arithmetic."""
+
+    def __init__(
+        self, source: PlannedSource, plan: LoaderPlan, bad_samples: BadSamples, *, lookahead_bytes: int
+    ) -> None:
+        super().__init__(Residency(source.corpus, lookahead_bytes))
+        self._plan = source.indexed_plan(plan.lanes)
+        self._reader = RowReader(self.residency, source.transforms, bad_samples, source.number)
+
+    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
+        """Return the part of one batch; nothing is read yet."""
+        located = locate(self._plan, self.residency, draws)
+        read = partial(
+            self._reader.read, located, valid[draws.places], substitutes_by_plan(self._plan, draws.positions)
+        )
+        return Part(draws.places, _shard_bytes(self.residency, located), read)
+
+
+class UnindexedRows(StreamedSource[RowUnit]):
+    """One corpus whose counts are not known: lanes deal whole shards, rows are permuted within each."""
+
+    def __init__(
+        self,
+        source: PlannedSource,
+        plan: LoaderPlan,
+        own_lanes: Sequence[int],
+        bad_samples: BadSamples,
+        *,
+        epochs: int | None,
+        lookahead_bytes: int,
+        threads: int,
+    ) -> None:
+        residency = Residency(source.corpus, lookahead_bytes)
+        self._reader = RowReader(residency, source.transforms, bad_samples, source.number)
+        units = UnitSource(
+            source.unit_plan(plan.lanes),
+            partial(load_row_unit, residency, seed=source.seed),
+            corpus=source.corpus,
+            own_lanes=own_lanes,
+            epochs=epochs,
+            lookahead_units=max(1, int(lookahead_bytes // max(source.unit_bytes, 1))),
+            threads=threads,
+            what_is_missing=lambda: f"{source.corpus.uri} holds no samples: all its shards are empty",
+        )
+        super().__init__(source.number, residency, units)
+
+    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
+        """Return the part of one batch; waits until the shards are open, reads no sample yet."""
+        chosen: list[tuple[RowUnit, int]] = []
+        for place, unit, output, is_valid, lane, cursor in self.take(draws):
+            valid[place] = is_valid
+            chosen.append((unit, output))
+            cursors.setdefault(self.number, {})[lane] = cursor
+        located = Rows(
+            epochs=np.asarray([unit.unit.epoch for unit, _ in chosen], np.int64),
+            shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
+            rows=np.asarray([unit.order[output] for unit, output in chosen], np.int64),
+        )
+        read = partial(self._reader.read, located, valid[draws.places], substitutes_by_unit(chosen))
+        return Part(draws.places, _shard_bytes(self.residency, located), read)
+
+
+def _shard_bytes(residency: Residency, located: Rows) -> int:
+    return int(residency.corpus.manifest.bytes[np.unique(located.shards)].sum())

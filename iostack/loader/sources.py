@@ -1,0 +1,124 @@
+"""What all sources of a loader share: those whose order is arithmetic, and those that walk through units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from iostack.loader.residency import Residency
+from iostack.loader.schedule import Draws
+from iostack.loader.state import Cursors
+from iostack.loader.streams import Cursor, Outputs, UnitSource
+
+
+class Source(Protocol):
+    """One corpus as a loader reads it."""
+
+    def restore(self, cursors: Cursors, first_lane: int) -> None:
+        """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
+        ...
+
+    def is_finished(self) -> bool:
+        """Return whether a finite pass holds nothing more on this rank, as far as the data must be asked."""
+        ...
+
+    def wait_s(self) -> dict[str, float]:
+        """Return the seconds waited so far, by stage."""
+        ...
+
+    def stop(self) -> None:
+        """Stop what runs ahead and drop what it brought."""
+        ...
+
+    def close(self) -> None:
+        """Stop, and let go of the open shards."""
+        ...
+
+
+class IndexedSource:
+    """A source whose order is arithmetic: it has no cursors, and the number of steps says when a pass ends."""
+
+    def __init__(self, residency: Residency) -> None:
+        self.residency = residency
+
+    def restore(self, cursors: Cursors, first_lane: int) -> None:
+        """Do nothing."""
+
+    def is_finished(self) -> bool:
+        """Return True."""
+        return True
+
+    def wait_s(self) -> dict[str, float]:
+        """Return the seconds waited so far for bytes."""
+        return {"origin": self.residency.wait_s}
+
+    def stop(self) -> None:
+        """Stop fetching."""
+        self.residency.stop()
+
+    def close(self) -> None:
+        """Stop, and let go of the open shards."""
+        self.residency.close()
+
+
+Given = TypeVar("Given", bound=Outputs)
+
+
+class Taken(NamedTuple, Generic[Given]):
+    """One output for one row of a block, and where its lane stands after it."""
+
+    place: int
+    outputs: Given
+    output: int
+    is_valid: bool
+    lane: int
+    cursor: Cursor
+
+
+class StreamedSource(Generic[Given]):
+    """A source that must look at its data: its lanes walk through units."""
+
+    def __init__(self, number: int, residency: Residency, units: UnitSource[Given]) -> None:
+        self.number = number
+        self.residency = residency
+        self._units = units
+
+    def take(self, draws: Draws) -> Iterator[Taken[Given]]:
+        """Yield the next outputs of the drawn lanes, in the order of ``draws``; waits for units."""
+        times, lanes = np.divmod(draws.positions, self._units.units.plan.lanes)
+        for place, lane, time in zip(draws.places.tolist(), lanes.tolist(), times.tolist(), strict=True):
+            stream = self._units.stream(lane)
+            outputs, output, is_valid = stream.take(time)
+            yield Taken(place, outputs, output, is_valid, lane, stream.cursor)
+
+    def restore(self, cursors: Cursors, first_lane: int) -> None:
+        """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""
+        self._units.restore(cursors.get(self.number, {}), first_lane)
+
+    def is_finished(self) -> bool:
+        """Return whether the finite pass is over on this rank."""
+        return self._units.is_finished()
+
+    def wait_s(self) -> dict[str, float]:
+        """Return the seconds waited so far for units."""
+        return {"decode": self._units.wait_s}
+
+    def stop(self) -> None:
+        """Stop loading and drop what was loaded ahead."""
+        self._units.stop()
+
+    def close(self) -> None:
+        """Stop, and let go of the open shards."""
+        self.stop()
+        self.residency.close()
+
+
+def sum_waits(sources: Sequence[Source]) -> dict[str, float]:
+    """Return the seconds that all sources waited, by stage."""
+    total: dict[str, float] = {}
+    for source in sources:
+        for stage, seconds in source.wait_s().items():
+            total[stage] = total.get(stage, 0.0) + seconds
+    return total
