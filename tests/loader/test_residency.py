@@ -203,3 +203,21 @@ def test_closing_while_fetches_wait_and_iterating_again_works(
         found += [batch["sample_ids"].tolist() for batch in islice(loader, 3)]
         loader.close()
     assert found == expected[:15]
+
+
+def test_a_fetch_that_was_dropped_by_closing_is_made_when_its_shard_is_needed(
+    remote: iostack.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_CLOSING_S", 0.01)
+    fetches = Fetches(remote, monkeypatch)
+    fetches.gate.clear()
+    residency = Residency(remote, NUM_SHARDS * SHARD_BYTES)
+    plan = IndexedPlan(np.full(NUM_SHARDS, 10), seed=0, lanes=1, window=1000)
+    residency.want_windows(plan, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    fetches.wait_for(started=4)
+    residency.stop()
+    fetches.gate.set()
+    for shard in range(NUM_SHARDS):
+        assert residency.reader(shard).counts.tokens == SHARD_BYTES // 2
+    residency.close()
+    fetches.wait_for(ended=4)
