@@ -8,8 +8,8 @@ it returns, never at the top of a plugin: listing the plugins must stay cheap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pluggy
 
@@ -37,12 +37,12 @@ def iostack_formats() -> Sequence[Format] | None:
 
 
 @hookspec
-def iostack_transforms() -> Mapping[str, Any] | None:
+def iostack_transforms() -> Mapping[str, Callable[..., Transform]] | None:
     """Transforms by name: ``build(**options) -> Transform``, a callable that maps one sample to one sample."""
 
 
 @hookspec
-def iostack_tokenizers() -> Mapping[str, Any] | None:
+def iostack_tokenizers() -> Mapping[str, Callable[[str], Tokenizer]] | None:
     """Tokenizers by name: ``build(argument: str) -> Tokenizer``; the setting ``name:argument`` chooses one."""
 
 

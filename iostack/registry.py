@@ -82,7 +82,7 @@ class Registry:
             plugin = candidate.load() if candidate.dist else importlib.import_module(candidate.value)
             self._manager.register(plugin, name=candidate.name)
             self._refuse_unknown_hooks(plugin)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a foreign module raises is kept and shown
             if self._manager.has_plugin(candidate.name):
                 self._manager.unregister(name=candidate.name)
             return Plugin(*known, state="broken", error=f"{type(error).__name__}: {error}")

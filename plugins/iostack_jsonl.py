@@ -103,6 +103,8 @@ def _find_lines(mapped: Mapped) -> RowIndex:
     if len(starts):
         suspects = np.flatnonzero(np.isin(_bytes(mapped, 0, size)[starts], _BLANKS))
         stops = np.append(starts, size)[suspects + 1]
-        blank = [not mapped[a:b].strip(b" \t\r\n") for a, b in zip(starts[suspects].tolist(), stops.tolist(), strict=True)]
+        blank = [
+            not mapped[a:b].strip(b" \t\r\n") for a, b in zip(starts[suspects].tolist(), stops.tolist(), strict=True)
+        ]
         starts = np.delete(starts, suspects[np.array(blank, bool)])
     return RowIndex({"start": np.append(starts, size)}, {})

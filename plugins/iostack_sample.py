@@ -10,7 +10,7 @@ from iostack.errors import SettingsError
 from trainer.contracts import BuildCallback, Callback
 
 if TYPE_CHECKING:
-    from trainer.loop import Run
+    from trainer.run import Run
 
 
 class Sample(Callback):

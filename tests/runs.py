@@ -94,7 +94,14 @@ class Run:
 
     def start(self, *arguments: str, procs: int = 1, torchrun: bool = False, **environment: str) -> Process:
         """Start training; use the result as a context manager."""
-        tail = [*([str(self.corpus)] if self.corpus else []), "-c", str(self.settings), "--run-dir", str(self.folder), *arguments]
+        tail = [
+            *([str(self.corpus)] if self.corpus else []),
+            "-c",
+            str(self.settings),
+            "--run-dir",
+            str(self.folder),
+            *arguments,
+        ]
         if torchrun:
             command = [*_TORCHRUN, "--rdzv-endpoint", "127.0.0.1:0", "--nproc-per-node", str(procs), "-m", "trainer"]
             return Process([*command, *tail], environment)

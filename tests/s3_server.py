@@ -97,7 +97,9 @@ class S3Server:
     def _start(self, fsid: str, osd: str, mon_port: int) -> None:
         monmap, keyring = self.folder / "monmap", self.folder / "keyring"
         self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v1:127.0.0.1:{mon_port}]", str(monmap))
-        self._run("ceph-authtool", "--create-keyring", str(keyring), "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+        self._run(
+            "ceph-authtool", "--create-keyring", str(keyring), "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"
+        )
         everything = [word for part in ("mon", "osd", "mds", "mgr") for word in ("--cap", part, "allow *")]
         self._run("ceph-authtool", str(keyring), "--gen-key", "-n", "client.admin", *everything)
         self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", str(monmap), "--keyring", str(keyring))

@@ -130,6 +130,7 @@ def open_loader(
         epochs=epochs,
         device=device,
         lookahead_bytes=data.lookahead,
+        max_bad_samples=data.max_bad_samples,
         threads=None if data.threads == "auto" else data.threads,
     )
     if saved is not None:

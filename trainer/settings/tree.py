@@ -97,10 +97,12 @@ class DataSettings(Section):
     vocab_size: Count | Literal["auto"] = "auto"
     """Number of token ids; ``"auto"``: the tokenizer's. Needed for corpora of tokens, which do not say it."""
     lanes: Count | Literal["auto"] = "auto"
-    """Independent sub-streams of the order, fixed for the life of a run. ``"auto"``: the smallest multiple of the data
-    ranks that is at least 64. Choose a multiple of every number of ranks that the run will see."""
+    """Independent sub-streams of the order, fixed for the life of a run. ``"auto"``: 64, fewer for a small corpus,
+    rounded up to a multiple of the data ranks. Choose a multiple of every number of ranks that the run will see."""
     window: int | str = "256 MiB"
     """Bytes of a lane inside which samples are shuffled. Smaller needs less cache, larger shuffles better."""
+    max_bad_samples: Annotated[int, Field(ge=0)] = 1000
+    """Damaged samples that one rank replaces by others before it gives up. Lower it to notice a bad corpus early."""
     lookahead: int | str = "256 MiB"
     """Bytes that the loader fetches and decodes ahead of the step, at most. Lower it where memory is short."""
     threads: Count | Literal["auto"] = "auto"
