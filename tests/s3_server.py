@@ -106,7 +106,7 @@ class S3Server:
         self._run("ceph-mon", "-i", "a")
         self._run("ceph", "--connect-timeout", "30", "osd", "new", osd)
         self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
-        self._run("ceph-osd", "-i", "0")
+        self._run("ceph-osd", "-i", "0", attempts=5)
         self._run("ceph", "osd", "crush", "add", "osd.0", "1.0", "root=default", f"host={socket.gethostname()}")
         self._run("radosgw", "-n", "client.rgw")
         deadline = time.monotonic() + _START_DEADLINE_S
@@ -117,12 +117,16 @@ class S3Server:
         keys = ("--access-key", KEY, "--secret-key", SECRET)
         self._run("radosgw-admin", "user", "create", "--uid", "test", "--display-name", "test", *keys)
 
-    def _run(self, *command: str) -> None:
-        result = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, timeout=_START_DEADLINE_S, check=False
-        )
-        if result.returncode:
-            raise RuntimeError(f"{command[0]} failed: {result.stderr[-2000:]}")
+    def _run(self, *command: str, attempts: int = 1) -> None:
+        """Run a program to its end. An OSD that talks to its monitor too early fails, and is started again."""
+        for attempt in range(attempts):
+            result = subprocess.run(
+                command, env=self._environment, capture_output=True, text=True, timeout=_START_DEADLINE_S, check=False
+            )
+            if result.returncode == 0:
+                return
+            time.sleep(attempt + 1)
+        raise RuntimeError(f"{command[0]} failed: {result.stderr[-2000:]}")
 
     def _answers(self) -> bool:
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import http_store
 import pytest
+from runs import wait_until
 
 from iostack.cache import whole_objects
 from iostack.cache.lock import fill_lock
@@ -191,6 +192,7 @@ def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_complete(cache
         store.stall.add("/c/a.jsonl")
         with _start(store) as process:
             assert store.half_sent.wait(60)
+            wait_until(lambda: bool(list((cache_dir / "objects").rglob("*.part"))), "the first bytes in the cache")
             process.send_signal(signal.SIGKILL)
             process.wait()
         assert [path.suffix for path in _files(cache_dir / "objects") if path.suffix != ".lock"] == [".part"]

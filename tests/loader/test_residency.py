@@ -154,7 +154,12 @@ def test_a_loader_that_goes_back_looks_ahead_again(remote: iostack.Corpus, monke
     start = loader.state_dict()
     list(islice(loader, 5))
     wanted: list[int] = []
-    monkeypatch.setattr(remote, "is_resident", lambda shard: wanted.append(shard) or True)
+
+    def is_resident(shard: int) -> bool:
+        wanted.append(shard)
+        return True
+
+    monkeypatch.setattr(remote, "is_resident", is_resident)
     loader.load_state_dict(start)
     loader._batches.close()  # forgets the open shards, as if many others had come since
     next(iter(loader))

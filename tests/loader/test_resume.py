@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_the_states_of_all_ranks_are_needed_where_units_have_cursors(small: Corp
 
 def test_no_thread_is_left_by_any_of_this(small: Corpora) -> None:
     for pipeline in ENDLESS:
-        check_resume_at_every_step(lambda rank, ranks, name=pipeline: make(small, name, rank, ranks), num_steps=1)
+        check_resume_at_every_step(partial(make, small, pipeline), num_steps=1)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("iostack")] == []
 
 
