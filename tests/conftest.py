@@ -16,14 +16,6 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests that share the S3 server in one process of pytest-xdist."""
-    for item in items:
-        if item.get_closest_marker("s3"):
-            item.add_marker(pytest.mark.xdist_group("s3"))
-
-
 @pytest.fixture(autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache folder of this test and of the processes it starts; never the user's own."""
