@@ -124,13 +124,19 @@ class IndexedPlan:
     def substitutes(self, position: int) -> Rows:
         """Return what may stand in for a bad sample at ``position``, best first: the draws after it, around its window.
 
-        Draw k for offset j is (j + k) mod window length, k from 1; empty where the window holds one sample. Computes the
-        window anew and changes nothing: any thread may call it.
+        Draw k for offset j is (j + k) mod window length, k from 1. A window that the border of its segment cut short goes
+        on into the lane's next one, for it may hold a single sample. Computes windows anew and changes none: any thread
+        may call it.
         """
         time, lane = divmod(position, self.lanes)
         window, table = self._window(lane, time)
         axis = window.axis_start + np.roll(table, -(time - window.first_time))[1:]
-        return self._rows_of(np.full(len(axis), window.epoch, np.int64), axis)
+        epochs = np.full(len(axis), window.epoch, np.int64)
+        if window.length < self.geometry.window:
+            after, table = self._window(lane, window.first_time + window.length)
+            axis = np.concatenate([axis, after.axis_start + table])
+            epochs = np.concatenate([epochs, np.full(after.length, after.epoch, np.int64)])
+        return self._rows_of(epochs, axis)
 
     def live_shards(self, lane: int, time: int) -> Int64s:
         """Return the shards that the window of a lane at ``time`` reads, in the order of the axis."""

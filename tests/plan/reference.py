@@ -92,7 +92,12 @@ class Source:
 
     def substitutes(self, position: int) -> list[Sample]:
         samples, offset = self.window_of(position)
-        return [samples[(offset + draw) % len(samples)] for draw in range(1, len(samples))]
+        draws = [samples[(offset + draw) % len(samples)] for draw in range(1, len(samples))]
+        if len(samples) < self.window:
+            after, start = self.window_of(position + (len(samples) - offset) * self.lanes)
+            assert start == 0
+            draws += after
+        return draws
 
 
 def cycle(weights: Sequence[int]) -> list[int]:
