@@ -164,7 +164,7 @@ def plan_loader(
         sources=planned,
         seed=seed,
         lanes=lanes,
-        weights=integer_weights([source.weight for source in sources], lanes),
+        weights=integer_weights([source.weight for source in sources]),
         seq_len=seq_len,
         fingerprint=_joint_fingerprint([source.corpus.fingerprint for source in sources]),
     )

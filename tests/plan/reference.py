@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
+from math import gcd, lcm
 
 MASK = 2**64 - 1
 SHARD_ORDER, WINDOW_ORDER, PHASE = 1, 2, 3
@@ -117,14 +118,31 @@ def cycle(weights: Sequence[int]) -> list[int]:
     return order
 
 
+def turn_offsets(weights: Sequence[int], lanes: int) -> list[int]:
+    """Where each turn begins in the cycle: one place of every remainder, where later prefixes stray least."""
+    order, total = cycle(weights), sum(weights)
+    ahead = [
+        [order[:place].count(source) - Fraction(weight * place, total) for source, weight in enumerate(weights)]
+        for place in range(total)
+    ]
+
+    def strays(place: int) -> Fraction:
+        return max(abs(later - here) for other in ahead for later, here in zip(other, ahead[place]))
+
+    classes = gcd(total, lanes)
+    return [0] + [min(range(first, total, classes), key=strays) for first in range(1, classes)]
+
+
 class Mixed:
     """Several sources in one stream: at every position, the source and its own position."""
 
     def __init__(self, weights: Sequence[int], lanes: int) -> None:
         self.cycle, self.lanes = cycle(weights), lanes
+        self.offsets = turn_offsets(weights, lanes)
 
     def source_of(self, position: int) -> int:
-        return self.cycle[position % len(self.cycle)]
+        turn = position // lcm(len(self.cycle), self.lanes) % len(self.offsets)
+        return self.cycle[(position + self.offsets[turn]) % len(self.cycle)]
 
     def draws_before(self, lane: int, step: int, source: int) -> int:
         return sum(self.source_of(lane + earlier * self.lanes) == source for earlier in range(step))
