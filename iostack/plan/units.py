@@ -81,4 +81,4 @@ def choose_unit_rows(num_rows: int, total_bytes: int, seq_len: int) -> int:
 
 def choose_unit_lanes(ranks: int, num_units: int) -> int:
     """Return the lanes of a new run over units, with several units in each; see ``round_lanes``."""
-    return round_lanes(ranks, min(64, num_units // _UNITS_PER_LANE))
+    return round_lanes(ranks, num_units // _UNITS_PER_LANE)

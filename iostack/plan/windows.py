@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _MOST_WINDOW_SAMPLES = 1 << 17
+_LEAST_LANES, _MOST_LANES = 8, 64
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,13 @@ def choose_window(window_bytes: int, mean_sample_bytes: float) -> int:
 
 def choose_lanes(ranks: int, num_samples: int) -> int:
     """Return the number of lanes of a new run over ``num_samples``, with some 64 samples or more in each; see ``round_lanes``."""
-    return round_lanes(ranks, min(64, -(-num_samples // 64)))
+    return round_lanes(ranks, -(-num_samples // 64))
 
 
 def round_lanes(ranks: int, wanted: int) -> int:
-    """Return the smallest multiple of ``ranks`` that is at least the power of two from ``wanted`` on.
+    """Return the smallest multiple of ``ranks`` that is at least ``wanted`` raised to a power of two from 8 to 64.
 
-    So 1, 2, 4, ... ranks choose the same number of lanes, and with it the same order, where they are not more than it.
+    So 1, 2, 4 and 8 ranks always choose the same number of lanes, and with it the same order.
     """
-    power = 1 << max(wanted - 1, 0).bit_length()
+    power = min(_MOST_LANES, max(_LEAST_LANES, 1 << max(wanted - 1, 0).bit_length()))
     return -(-power // ranks) * ranks

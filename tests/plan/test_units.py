@@ -99,4 +99,4 @@ def test_unit_lanes_are_a_multiple_of_the_ranks_that_is_enough(ranks: int, num_u
     assert lanes >= 1
     assert lanes % ranks == 0
     assert lanes >= min(64, num_units // 4)
-    assert lanes == ranks or lanes - ranks < 2 * min(64, num_units // 4)
+    assert lanes == ranks or lanes - ranks < min(64, max(8, 2 * (num_units // 4)))
