@@ -134,12 +134,34 @@ class RankLostError(RunError):
     """A rank died or fell silent; the message names it."""
 
 
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+_USER_INFO = re.compile(
+    r"(?<=://)(?:"
+    r"[^/\s:@]*:(?!:|\d{1,5}(?:[/?#\s]|$))\S*"  # user:secret, which may hold / and @; but neither host:port nor a::b://
+    r"|[^/\s]+"
+    r")@"
+)
 _SECRET_QUERY = re.compile(
     r"(?i)(?<=[?&])((?:[\w-]*(?:secret|token|password|signature|credential|key)[\w-]*|sig|sv|se)=)[^&#\s]*"
+)
+_CONNECTION_STRING = re.compile(r"(?i)\b((?:AccountKey|SharedAccessKey|SharedAccessSignature)=)[^;\s\"']*")
+_AUTHORIZATION = re.compile(
+    r"(?i)\b((?:proxy-)?authorization[\"']?\s*[:=]\s*[\"']?)"
+    r"(?:AWS4-HMAC-SHA256[^\r\n\"']*|(?:(?:basic|bearer|digest|negotiate|token)\s+)?[^\s\"',]+)"
+)
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
+_ASSIGNMENT = re.compile(
+    r"(?i)((?:secret(?:_?access)?(?:_?key)?|password|passwd|api_?key|account_?key|(?:access|session|refresh)_?token)"
+    r"[\"']?\s*[:=]\s*[\"']?)[^\s\"',;&]+"
 )
 
 
 def redact(text: str) -> str:
-    """Return ``text`` without the credentials of any URI in it: user info, and secret query parameters."""
-    return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("***@", text))
+    """Return ``text`` without the credentials that can be told by their form.
+
+    These are user info and secret query parameters of URIs, keys in connection strings, authorization headers, and
+    values that are assigned to names such as ``password``. Redacting twice changes nothing more.
+    """
+    text = _USER_INFO.sub("***@", text)
+    for secret in (_SECRET_QUERY, _CONNECTION_STRING, _AUTHORIZATION, _BEARER, _ASSIGNMENT):
+        text = secret.sub(r"\1***", text)
+    return text

@@ -22,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from iostack.errors import RunError, RunLockedError
+from iostack.errors import CheckpointError, RunError, RunLockedError
+from trainer.settings.secrets import without_secrets
 from trainer.settings.show import to_toml
 
 _GRACE_S = 10.0
@@ -144,13 +145,18 @@ def _is_gone(holder: dict[str, Any]) -> bool:
 def refuse_changes(saved: dict[str, Any], now: dict[str, Any], *, where: str) -> None:
     """Refuse to resume with settings that decide what the model is or which samples it sees.
 
-    ``saved`` and ``now`` are plain settings. The loader's own state guards the corpus itself.
+    ``saved`` and ``now`` are plain settings; those in a checkpoint may be anybody's. Secrets may change. The loader's
+    own state guards the corpus itself.
 
     Raises:
         RunError: names the first setting that changed, with both values.
+        CheckpointError: ``saved`` are not the settings of a run.
     """
+    saved = without_secrets(saved, replacement=None)
     for section, is_fixed in _FIXED.items():
         before, after = saved.get(section, {}), now.get(section, {})
+        if not isinstance(before, dict):
+            raise CheckpointError(f"settings.{section} in {where} is a {type(before).__name__}, not a table")
         for key in sorted({*before, *after}):
             if is_fixed(key) and before.get(key) != after.get(key):
                 raise RunError(

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from iostack.errors import SettingsError, redact
+from trainer.settings.secrets import HIDDEN, is_secret, without_secrets
 from trainer.settings.tree import Settings
 
 DEFAULT = "default"
@@ -44,7 +45,8 @@ class Layers:
                 dotted = ".".join(path[: depth + 1])
                 raise SettingsError(f"{'.'.join(path)} (from {origin}): {dotted} is a value, not a table")
         if isinstance(table.get(path[-1]), dict) and not isinstance(value, dict):
-            raise SettingsError(f"{'.'.join(path)} = {value!r} (from {origin}): a table, not a value")
+            dotted = ".".join(path)
+            raise SettingsError(f"{dotted} = {_show(dotted, value)} (from {origin}): a table, not a value")
         table[path[-1]] = value
         self.origins[".".join(path)] = origin
 
@@ -124,7 +126,7 @@ def _explain(error: ValidationError, layers: Layers) -> Iterator[str]:
             yield f"{key} is missing (from {_origin(key, layers)})"
         else:
             wanted = " or ".join(dict.fromkeys(_wanted(detail) for detail in details))
-            yield f"{key} = {_show(first['input'])} (from {_origin(key, layers)}): {wanted}"
+            yield f"{key} = {_show(key, first['input'])} (from {_origin(key, layers)}): {wanted}"
 
 
 def _is_no_backend(key: str, detail: Mapping[str, Any]) -> bool:
@@ -158,8 +160,11 @@ def _wanted(detail: Mapping[str, Any]) -> str:
     return str(detail["msg"]).removeprefix("Input ").replace("should", "must", 1)
 
 
-def _show(value: Any) -> str:
-    text = redact(repr(value))
+def _show(key: str, value: Any) -> str:
+    """Return a value as it was written; ``***`` if it is a secret, or stands where only secrets may."""
+    if any(is_secret(part) or part == "storage_options" for part in key.split(".")):
+        return HIDDEN
+    text = redact(repr(without_secrets({"": value}, replacement=HIDDEN)[""]))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

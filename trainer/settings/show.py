@@ -1,7 +1,6 @@
 """Write settings as TOML or as plain values, without credentials.
 
-Storage options, and options of callbacks whose names look like credentials, are secrets: shown as ``***`` on the screen,
-left out of what is saved.
+Secrets (see ``trainer.settings.secrets``) are shown as ``***`` on the screen, and left out of what is saved.
 """
 
 from __future__ import annotations
@@ -11,54 +10,26 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from iostack.errors import redact
 from trainer.settings.merge import DEFAULT
+from trainer.settings.secrets import HIDDEN, without_secrets
 from trainer.settings.tree import Settings
 
-_SECRET_NAME = re.compile(r"(?i)secret|password|credential|(api|access|private)_?key|(^|_)token$")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-HIDDEN = "***"
 
 
 def plain_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings as JSON-safe values to keep beside a run or in a checkpoint: secrets are left out."""
-    return _without_secrets(settings.model_dump(mode="json"), replacement=None)
+    return without_secrets(settings.model_dump(mode="json"), replacement=None)
 
 
 def shown_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings as JSON-safe values to look at: secrets are ``***``."""
-    return _without_secrets(settings.model_dump(mode="json"), replacement=HIDDEN)
+    return without_secrets(settings.model_dump(mode="json"), replacement=HIDDEN)
 
 
 def to_toml(values: Mapping[str, Any], *, origins: Mapping[str, str] | None = None) -> str:
     """Return a tree of values as TOML; with ``origins``, each line ends in a comment that says where it came from."""
     return "\n".join(_table(values, "", origins)).lstrip("\n") + "\n"
-
-
-def _without_secrets(values: dict[str, Any], *, replacement: str | None) -> dict[str, Any]:
-    data, callbacks = dict(values["data"]), dict(values["callbacks"])
-    data["uri"] = redact(data["uri"])
-    data["sources"] = [{**source, "uri": redact(source["uri"])} for source in data["sources"]]
-    data["storage_options"] = _hide(data["storage_options"], replacement, everything=True)
-    for name, options in callbacks.items():
-        callbacks[name] = _hide(options, replacement)
-    evaluation = {**values["evaluation"], "uri": redact(values["evaluation"]["uri"])}
-    checkpoint = {**values["checkpoint"], "uri": redact(values["checkpoint"]["uri"])}
-    checkpoint["storage_options"] = _hide(checkpoint["storage_options"], replacement, everything=True)
-    return {**values, "data": data, "callbacks": callbacks, "evaluation": evaluation, "checkpoint": checkpoint}
-
-
-def _hide(options: Mapping[str, Any], replacement: str | None, *, everything: bool = False) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for name, value in options.items():
-        if everything or _SECRET_NAME.search(name):
-            if replacement is not None:
-                kept[name] = replacement
-        elif isinstance(value, Mapping):
-            kept[name] = _hide(value, replacement)
-        else:
-            kept[name] = redact(value) if isinstance(value, str) else value
-    return kept
 
 
 def _table(values: Mapping[str, Any], path: str, origins: Mapping[str, str] | None) -> Iterator[str]:

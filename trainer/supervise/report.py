@@ -31,7 +31,7 @@ class Failure:
 def failure_of(error: BaseException) -> Failure:
     """Return what to tell about an error; of an error that is not ours, its kind and its first line."""
     if isinstance(error, IostackError):
-        return Failure(error.message, error.hint, error.exit_code)
+        return Failure(redact(error.message), redact(error.hint), error.exit_code)
     first_line = (str(error).strip().splitlines() or [""])[0]
     return Failure(
         redact(f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__),
@@ -55,6 +55,6 @@ def print_failure(failure: Failure) -> None:
 
 
 def print_traceback(error: BaseException, *, rank: int) -> None:
-    """Print where an error was raised, for ``--debug``."""
-    sys.stderr.write(f"rank {rank}:\n" + "".join(traceback.format_exception(error)))
+    """Print where an error was raised, without credentials, for ``--debug``."""
+    sys.stderr.write(f"rank {rank}:\n" + redact("".join(traceback.format_exception(error))))
     sys.stderr.flush()
