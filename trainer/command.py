@@ -115,11 +115,30 @@ def _refuse_early(settings: Settings, world: World, procs: int) -> None:
 def _run_here(settings: Settings, world: World, run_dir: Path) -> int:
     from trainer.process import run_process
 
-    logging.getLogger("trainer.checkpoint").setLevel(logging.WARNING)
-    if world.rank:  # what every rank would log, rank 0 logs
-        for name in ("iostack", "trainer"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+    _log_as(world)
     return run_process(settings, world=world, run_dir=run_dir, debug=_debug())
+
+
+def _log_as(world: World) -> None:
+    """Log what goes well on rank 0 alone, and warnings on every rank: each has bad samples of its own."""
+    for name in ("iostack", "trainer"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING if world.rank else logging.INFO)
+        for handler in logger.handlers if world.size > 1 else ():
+            handler.setFormatter(_RankFormatter(world.rank))
+    logging.getLogger("trainer.checkpoint").setLevel(logging.WARNING)
+
+
+class _RankFormatter(logging.Formatter):
+    """Begins warnings and errors with the rank that has them."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__("%(message)s")
+        self._rank = rank
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"rank {self._rank}: {text}" if record.levelno >= logging.WARNING else text
 
 
 def _launch(run_dir: Path, procs: int) -> int:

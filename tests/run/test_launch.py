@@ -128,3 +128,17 @@ def test_ranks_agree_on_metrics_that_one_process_gives_too(run, tmp_path):
     for key in ("samples_digest", "position", "tokens", "learning_rate"):
         assert [line[key] for line in run.metrics] == [line[key] for line in other.metrics]
     assert [line["loss"] for line in run.metrics] == pytest.approx([line["loss"] for line in other.metrics], rel=1e-5)
+
+
+def test_bad_samples_of_every_rank_are_told_with_the_rank(run, tmp_path):
+    run.corpus = runs.write_corpus(tmp_path / "corpus")
+    for path in run.corpus.iterdir():
+        rows = path.read_text().splitlines()
+        path.write_text("\n".join("{broken" if number % 4 == 1 else row for number, row in enumerate(rows)) + "\n")
+
+    ended = run.train("-s", "train.steps=10", procs=2)
+
+    assert ended.code == 0, ended.err
+    for rank in (0, 1):
+        assert f"\nrank {rank}: bad sample " in ended.err
+    assert ended.err.count("done: 10 steps") == 1
