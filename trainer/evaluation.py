@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainer.contracts import Callback
 from trainer.metrics import JsonLines, StepMetrics
 from trainer.run import Run
 from trainer.settings import parse_interval
-from trainer.setup import open_corpus, open_loader
+from trainer.setup import open_held_out, open_loader
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,22 @@ class Evaluation(Callback):
     go on with rows that are not valid until all have ended.
     """
 
-    def __init__(self, *, uri: str, every: str = "500 steps", steps: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        uri: str,
+        every: str = "500 steps",
+        steps: int = 0,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._uri = uri
+        self._storage_options = storage_options or {}
         self._every = parse_interval(every).steps
         self._steps = steps
 
     def on_run_start(self, run: Run) -> None:
         """Open the corpus: a URI that cannot be read ends the run here, not hours later."""
-        source = Source(open_corpus(self._uri, run.settings.data))
+        source = Source(open_held_out(self._uri, run.settings.data, self._storage_options))
         self._loader = open_loader(
             [source],
             run.settings.data.model_copy(update={"lanes": "auto"}),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import iostack
+from iostack.corpus.origins import scheme_of
 from iostack.errors import SettingsError, UsageError
 from iostack.loader.planning import Source
 from trainer.contracts import AXES, Request
@@ -88,13 +89,31 @@ def open_sources(data: DataSettings) -> list[Source]:
     """
     if not data.uri and not data.sources:
         raise UsageError("no corpus to train on", hint="give a URI, or set data.uri or [[data.sources]]")
-    listed = [(source.uri, source.weight, source.transforms) for source in data.sources] or [(data.uri, 1.0, ())]
-    return [Source(open_corpus(uri, data), weight, transforms) for uri, weight, transforms in listed]
+    if data.uri:
+        return [Source(_open(data.uri, data, _unless_local(data.uri, data.storage_options)), 1.0, ())]
+    return [
+        Source(
+            _open(source.uri, data, source.storage_options or _unless_local(source.uri, data.storage_options)),
+            source.weight,
+            source.transforms,
+        )
+        for source in data.sources
+    ]
 
 
-def open_corpus(uri: str, data: DataSettings) -> iostack.Corpus:
-    """Open one corpus with the storage options and the cache folder of the settings."""
-    return iostack.open_corpus(uri, cache_dir=data.cache_dir or None, **data.storage_options)
+def open_held_out(uri: str, data: DataSettings, storage_options: Mapping[str, Any]) -> iostack.Corpus:
+    """Open a corpus that is not trained on; without options of its own it gets those that ``data`` has for its scheme."""
+    schemes = {scheme_of(used) for used in (data.uri, *(source.uri for source in data.sources)) if used}
+    inherited = data.storage_options if scheme_of(uri) in schemes else {}
+    return _open(uri, data, storage_options or _unless_local(uri, inherited))
+
+
+def _open(uri: str, data: DataSettings, storage_options: Mapping[str, Any]) -> iostack.Corpus:
+    return iostack.open_corpus(uri, cache_dir=data.cache_dir or None, **storage_options)
+
+
+def _unless_local(uri: str, storage_options: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {} if scheme_of(uri) in ("file", "local") else storage_options
 
 
 def open_loader(

@@ -73,6 +73,8 @@ class SourceSettings(Section):
     """Samples drawn from this source, relative to the other sources, such as 7 and 3."""
     transforms: Transforms = ()
     """Transforms of this source's samples, before those of ``data.transforms``, by their plugins' names."""
+    storage_options: Options = {}
+    """Options of the storage client for this source; empty: those of ``[data]``, unless it is a local path."""
 
 
 class DataSettings(Section):
@@ -110,8 +112,9 @@ class DataSettings(Section):
     cache_dir: str = ""
     """Folder for copies of remote and compressed shards; empty: the user's cache folder. Choose a fast local disk."""
     storage_options: Options = {}
-    """Options of the storage client, such as ``endpoint_url``. Never written to the run folder or to checkpoints, since
-    they may hold credentials: keep those in the environment, or repeat them when the run resumes."""
+    """Options of the storage client, such as ``endpoint_url``; local paths take none. Never written to the run folder
+    or to checkpoints, since they may hold credentials: keep those in the environment, or repeat them when the run
+    resumes."""
 
 
 class ModelSettings(BaseModel):
@@ -208,6 +211,9 @@ class EvaluationSettings(Section):
     """How often; always at the last step too. Only steps count here, so that every rank agrees."""
     steps: Annotated[int, Field(ge=0)] = 0
     """Batches of ``data.batch_size`` per evaluation; 0: one whole pass."""
+    storage_options: Options = {}
+    """Options of the storage client for ``evaluation.uri``; empty: those of ``[data]`` where that reads the same kind of
+    storage. Kept out of all files too."""
 
 
 class Settings(Section):
