@@ -1,9 +1,10 @@
-"""What happens to bad samples: each is replaced by another of its window, and both are reported."""
+"""What happens to bad samples: each is replaced by another of its window, or of its unit of text, and both are reported."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 
 from iostack.errors import SubstitutionError
 
@@ -11,12 +12,20 @@ log = logging.getLogger("iostack.loader")
 
 
 class BadSamples:
-    """Counts and reports the bad samples of one loader; thread-safe. ``budget`` bounds how many a run may meet."""
+    """Counts and reports the bad samples of one loader, each once; thread-safe.
+
+    ``budget`` bounds how many different ones a run may meet: one that comes again in every epoch is one.
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.count = 0
+        self._known: set[str] = set()
         self._lock = threading.Lock()
+
+    @property
+    def count(self) -> int:
+        """How many different bad samples were met."""
+        return len(self._known)
 
     def substituted(self, bad: str, error: Exception, substitute: str) -> None:
         """Report that ``substitute`` stands in for ``bad``; both name shard and row.
@@ -24,10 +33,30 @@ class BadSamples:
         Raises:
             SubstitutionError: the budget is exceeded.
         """
+        count, are_new = self._add([bad])
+        if are_new:
+            log.warning("bad sample %s (%s): %s appears in its place", bad, error, substitute)
+        self._refuse_too_many(count, bad, error)
+
+    def dropped(self, unit: str, bad: Sequence[str], error: Exception) -> None:
+        """Report that no sample of ``unit`` is good, and nothing appears in its place; ``error`` is that of the first.
+
+        Raises:
+            SubstitutionError: the budget is exceeded.
+        """
+        count, are_new = self._add(bad)
+        if are_new:
+            log.warning("every sample of %s is bad (%s): nothing appears in its place", unit, error)
+        self._refuse_too_many(count, bad[0], error)
+
+    def _add(self, bad: Sequence[str]) -> tuple[int, bool]:
+        """Return how many different ones were met, and whether any of these is met for the first time."""
         with self._lock:
-            self.count += 1
-            count = self.count
-        log.warning("bad sample %s (%s): %s appears in its place", bad, error, substitute)
+            before = len(self._known)
+            self._known.update(bad)
+            return len(self._known), len(self._known) > before
+
+    def _refuse_too_many(self, count: int, bad: str, error: Exception) -> None:
         if count > self.budget:
             raise SubstitutionError(
                 f"{count} bad samples, more than the budget of {self.budget}; the last one is {bad}: {error}",
@@ -46,8 +75,7 @@ class BadSamples:
                 hint="check the transforms and the corpus; max_bad_samples allows more",
             ) from error
 
-    def nothing_left(self, where: str, error: Exception) -> SubstitutionError:
-        """Return the error for a window in which no sample is good."""
-        return SubstitutionError(
-            f"every sample of {where} is bad; the first: {error}", hint="repair or remove the shard"
-        )
+
+def nothing_is_good(where: str, error: Exception) -> SubstitutionError:
+    """Return the error for a window, or a corpus, in which no sample is good; ``error`` is that of the first."""
+    return SubstitutionError(f"every sample of {where} is bad; the first: {error}", hint="repair or remove the shard")

@@ -9,10 +9,11 @@ from functools import partial
 import numpy as np
 
 from iostack.corpus.contracts import Sample
+from iostack.errors import PlanError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.residency import Residency
-from iostack.loader.rows import RowReader, RowUnit, load_row_unit, substitutes_by_plan, substitutes_by_unit
+from iostack.loader.rows import ChosenRow, RowReader, RowUnit, load_row_unit, substitutes_by_plan, substitutes_by_unit
 from iostack.loader.schedule import Draws, Int64s
 from iostack.loader.sources import IndexedSource, StreamedSource
 from iostack.loader.state import Cursors
@@ -68,31 +69,37 @@ class UnindexedRows(StreamedSource[RowUnit]):
     ) -> None:
         residency = Residency(source.corpus, lookahead_bytes)
         self._reader = RowReader(residency, source.transforms, bad_samples, source.number)
+        self._load = partial(load_row_unit, residency, seed=source.seed)
         units = UnitSource(
             source.unit_plan(plan.lanes),
-            partial(load_row_unit, residency, seed=source.seed),
+            self._load,
             corpus=source.corpus,
             own_lanes=own_lanes,
             epochs=epochs,
             lookahead_units=max(1, int(lookahead_bytes // max(source.unit_bytes, 1))),
             threads=threads,
-            what_is_missing=lambda: f"{source.corpus.uri} holds no samples: all its shards are empty",
+            begin=lambda outputs: None,
+            why_nothing=lambda told: PlanError(
+                f"{source.corpus.uri} holds no samples: all its shards are empty ({told})",
+                hint="use a corpus that holds some",
+            ),
         )
         super().__init__(source.number, residency, units)
 
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; waits until the shards are open, reads no sample yet."""
-        chosen: list[tuple[RowUnit, int]] = []
+        chosen: list[ChosenRow] = []
         for place, unit, output, is_valid, lane, cursor in self.take(draws):
             valid[place] = is_valid
-            chosen.append((unit, output))
+            chosen.append(ChosenRow(unit, output, lane, cursor[0]))
             cursors.setdefault(self.number, {})[lane] = cursor
         located = Rows(
-            epochs=np.asarray([unit.unit.epoch for unit, _ in chosen], np.int64),
-            shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
-            rows=np.asarray([unit.order[output] for unit, output in chosen], np.int64),
+            epochs=np.asarray([row.unit.unit.epoch for row in chosen], np.int64),
+            shards=np.asarray([row.unit.unit.shard for row in chosen], np.int64),
+            rows=np.asarray([row.unit.order[row.output] for row in chosen], np.int64),
         )
-        read = partial(self._reader.read, located, valid[draws.places], substitutes_by_unit(chosen))
+        substitutes = substitutes_by_unit(chosen, self._units.units, self._load)
+        read = partial(self._reader.read, located, valid[draws.places], substitutes)
         return Part(draws.places, _shard_bytes(self.residency, located), read)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,16 +11,18 @@ from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample, Transform
 from iostack.errors import IostackError, PluginError, SampleError
-from iostack.loader.bad_samples import BadSamples
+from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Int64s
 from iostack.loader.transforming import transformed
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.keyed import derive_key, permutation
-from iostack.plan.units import Unit
+from iostack.plan.units import Unit, UnitPlan
 
 _ROW_ORDER = 6
+Substitutes = Callable[[int], Iterator[tuple[int, int]]]
+"""What may stand in for the i-th sample of a batch, as (shard, row), best first."""
 
 
 class RowReader:
@@ -34,15 +35,9 @@ class RowReader:
         self.number = number
         self._transforms = transforms
         self._bad_samples = bad_samples
-        self._lock = threading.Lock()
 
-    def read(
-        self, located: Rows, valid: NDArray[np.bool_], substitutes: Callable[[int], Rows]
-    ) -> tuple[list[Sample], Int64s]:
-        """Return the samples at ``located`` and their identities; bad ones are reported where they are ``valid``.
-
-        ``substitutes(i)`` is called for a bad i-th sample; it returns what may stand in for it, best first.
-        """
+    def read(self, located: Rows, valid: NDArray[np.bool_], substitutes: Substitutes) -> tuple[list[Sample], Int64s]:
+        """Return the samples at ``located`` and their identities; bad ones are reported where they are ``valid``."""
         samples: list[Sample | Exception] = [SampleError("not read")] * len(located.shards)
         for shard in np.unique(located.shards).tolist():
             (chosen,) = np.nonzero(located.shards == shard)
@@ -52,10 +47,8 @@ class RowReader:
         good: list[Sample] = []
         for index, sample in enumerate(samples):
             if isinstance(sample, Exception):
-                with self._lock:
-                    choices = substitutes(index)
                 bad = sample
-                sample, other_shard, other_row = self._substitute(bad, shards[index], rows[index], choices)
+                sample, other_shard, other_row = self._substitute(bad, shards[index], rows[index], substitutes(index))
                 if valid[index]:
                     self._report(bad, (shards[index], rows[index]), (other_shard, other_row))
                 shards[index], rows[index] = other_shard, other_row
@@ -77,14 +70,16 @@ class RowReader:
         where, instead = (f"{name(shard)} row {row}" for shard, row in (place, substitute))
         self._bad_samples.substituted(where, bad, instead)
 
-    def _substitute(self, bad: Exception, shard: int, row: int, choices: Rows) -> tuple[Sample, int, int]:
+    def _substitute(
+        self, bad: Exception, shard: int, row: int, choices: Iterator[tuple[int, int]]
+    ) -> tuple[Sample, int, int]:
         name = self.residency.corpus.shard_name
-        for tried, (other_shard, other_row) in enumerate(zip(choices.shards.tolist(), choices.rows.tolist()), start=1):
+        for tried, (other_shard, other_row) in enumerate(choices, start=1):
             self._bad_samples.refuse_in_a_row(tried, f"{name(shard)} row {row}", bad)
             sample = transformed(self._read(other_shard, [other_row])[0], self._transforms)
             if not isinstance(sample, Exception):
                 return sample, other_shard, other_row
-        raise self._bad_samples.nothing_left(f"the window around {name(shard)} row {row}", bad) from bad
+        raise nothing_is_good(f"the window around {name(shard)} row {row}", bad) from bad
 
 
 class RowUnit:
@@ -104,18 +99,38 @@ def load_row_unit(residency: Residency, unit: Unit, *, seed: int) -> RowUnit:
     return RowUnit(unit, permutation(derive_key(seed, _ROW_ORDER, unit.epoch, unit.number), num_rows))
 
 
-def substitutes_by_plan(plan: IndexedPlan, positions: Int64s) -> Callable[[int], Rows]:
+class ChosenRow(NamedTuple):
+    """One row of a batch: the output of a unit, which is the ``draw``-th of ``lane``."""
+
+    unit: RowUnit
+    output: int
+    lane: int
+    draw: int
+
+
+def substitutes_by_plan(plan: IndexedPlan, positions: Int64s) -> Substitutes:
     """Return the substitutes of the i-th of ``positions`` of a source's plan."""
-    return lambda index: plan.substitutes(int(positions[index]))
+
+    def substitutes(index: int) -> Iterator[tuple[int, int]]:
+        rows = plan.substitutes(int(positions[index]))
+        return zip(rows.shards.tolist(), rows.rows.tolist(), strict=True)
+
+    return substitutes
 
 
-def substitutes_by_unit(chosen: Sequence[tuple[RowUnit, int]]) -> Callable[[int], Rows]:
-    """Return the substitutes of the i-th of (unit, output): the outputs after it, around the unit."""
+def substitutes_by_unit(chosen: Sequence[ChosenRow], units: UnitPlan, load: Callable[[Unit], RowUnit]) -> Substitutes:
+    """Return the substitutes of the i-th chosen row: the outputs after it around its unit, then those of other units.
 
-    def substitutes(index: int) -> Rows:
-        unit, output = chosen[index]
-        rows = np.roll(unit.order, -output)[1:]
-        return Rows(np.full_like(rows, unit.unit.epoch), np.full_like(rows, unit.unit.shard), rows)
+    A unit may hold nothing good, even a single row; so it borrows from the units after it, around their window.
+    """
+
+    def substitutes(index: int) -> Iterator[tuple[int, int]]:
+        unit, output, lane, draw = chosen[index]
+        for row in np.roll(unit.order, -output)[1:].tolist():
+            yield unit.unit.shard, row
+        for other in units.substitutes(lane, draw):
+            for row in load(other).order.tolist():
+                yield other.shard, row
 
     return substitutes
 

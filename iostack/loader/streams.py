@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 from iostack.corpus.corpus import Corpus
-from iostack.errors import PlanError, StateError
+from iostack.errors import IostackError, StateError
 from iostack.loader.threads import Threads, patience_s, wait_for
 from iostack.plan.units import Unit, UnitPlan
 
@@ -37,8 +37,9 @@ Given = TypeVar("Given", bound=Outputs)
 class UnitSource(Generic[Given]):
     """All lane streams of one source on one rank. Belongs to one thread; units load in others.
 
-    ``load`` turns a unit into its outputs and runs in pool threads. ``epochs`` bounds a finite pass. Units are loaded
-    ahead in the order in which lanes will need them, ``lookahead_units`` at a time.
+    ``load`` turns a unit into its outputs and runs in pool threads; ``begin`` is told of the outputs when a lane comes to
+    them. ``epochs`` bounds a finite pass. Units are loaded ahead in the order in which lanes will need them,
+    ``lookahead_units`` at a time. ``why_nothing`` gives the error where no unit gives any output.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class UnitSource(Generic[Given]):
         epochs: int | None,
         lookahead_units: int,
         threads: int,
-        what_is_missing: Callable[[], str],
+        begin: Callable[[Given], None],
+        why_nothing: Callable[[str], IostackError],
     ) -> None:
         self.units = units
         self.own_lanes = own_lanes
@@ -65,7 +67,8 @@ class UnitSource(Generic[Given]):
         self._coming: deque[tuple[int, int]] = deque()
         self._ahead: dict[tuple[int, int], Future[Given]] = {}
         self._empty: set[int] = set()
-        self._what_is_missing = what_is_missing
+        self._begin = begin
+        self._why_nothing = why_nothing
 
     def stream(self, lane: int) -> LaneStream[Given]:
         """Return the stream of a lane, from its start unless ``restore`` said otherwise."""
@@ -102,22 +105,16 @@ class UnitSource(Generic[Given]):
             awaited=lambda: f"unit {unit.number} of {self._corpus.shard_name(unit.shard)}",
         )
         self.wait_s += clock.perf_counter() - started
+        self._begin(outputs)
         if not len(outputs):
             self._empty.add(unit.number)
         return outputs
 
     def refuse_nothing(self, lane: int, empty_in_a_row: int) -> None:
-        """Refuse to go on where no unit gives anything, or where what a lane is dealt never does.
-
-        Raises:
-            PlanError: says what is missing.
-        """
+        """Raise ``why_nothing`` where no unit gives anything, or where what a lane is dealt never does."""
         never = empty_in_a_row >= _MOST_EPOCHS_WITHOUT_OUTPUT * self.units.num_units
         if never or len(self._empty) == self.units.num_units:
-            raise PlanError(
-                f"{self._what_is_missing()} (lane {lane} read {empty_in_a_row} units and got nothing)",
-                hint="use a corpus that holds more, or a smaller seq_len",
-            )
+            raise self._why_nothing(f"lane {lane} read {empty_in_a_row} units and got nothing")
 
     def is_past_end(self, lane: int, draw: int) -> bool:
         """Return whether a lane's ``draw``-th unit lies beyond the finite pass."""

@@ -6,14 +6,16 @@ a unit of rows ──permute──> documents ──tokenise, join──> one st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample, Tokenizer, Transform
 from iostack.corpus.corpus import Corpus
-from iostack.errors import PluginError, SampleError, ShardError
-from iostack.loader.bad_samples import BadSamples
+from iostack.errors import IostackError, PlanError, PluginError, SampleError, ShardError
+from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.buffers import Buffers
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.residency import Residency
@@ -33,14 +35,25 @@ _LOADED_BYTES_PER_TEXT_BYTE = 4
 Tokens = NDArray[np.uint16] | NDArray[np.int32]
 
 
+@dataclass(frozen=True)
+class BadRow:
+    """A bad row of a unit, and the row whose text appears in its place: None where no row of the unit is good."""
+
+    row: int
+    error: Exception
+    substitute: int | None
+
+
+@dataclass(frozen=True)
 class TextUnit:
     """The sequences of one unit: output k is the ``seq_len`` + 1 tokens from ``starts[k]`` on."""
 
-    def __init__(self, tokens: Tokens, seq_len: int, starts: NDArray[np.int64], identities: NDArray[np.int64]) -> None:
-        self.tokens = tokens
-        self.seq_len = seq_len
-        self.starts = starts
-        self.identities = identities
+    unit: Unit
+    tokens: Tokens
+    seq_len: int
+    starts: NDArray[np.int64]
+    identities: NDArray[np.int64]
+    bad_rows: Sequence[BadRow]
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -87,7 +100,8 @@ class TextSource(StreamedSource[TextUnit]):
             epochs=epochs,
             lookahead_units=max(1, lookahead_bytes // unit_bytes),
             threads=threads,
-            what_is_missing=reader.what_is_missing,
+            begin=reader.report_bad_rows,
+            why_nothing=reader.why_nothing,
         )
         super().__init__(source.number, residency, units)
 
@@ -124,10 +138,11 @@ class TextReader:
         self._seed = seed
         self._text_column = text_column
         self._most_tokens_seen = 0
+        self._first_bad: Exception | None = None
 
     def load(self, unit: Unit) -> TextUnit:
         """Return the sequences of a unit; documents and sequences are permuted by (seed, epoch, unit)."""
-        texts = self._texts(unit)
+        texts, bad_rows = self._texts(unit)
         order = permutation(derive_key(self._seed, _DOCUMENT_ORDER, unit.epoch, unit.number), len(texts))
         tokens = self._joined([texts[row] for row in order.tolist()], unit)
         self._most_tokens_seen = max(self._most_tokens_seen, len(tokens))
@@ -135,13 +150,35 @@ class TextReader:
         first = unit_phase(len(tokens), self.seq_len, self._seed, unit.epoch, unit.number)
         outputs = permutation(derive_key(self._seed, _SEQUENCE_ORDER, unit.epoch, unit.number), num_outputs)
         identities = unit_identities(self._number, unit.number, num_outputs)
-        return TextUnit(tokens, self.seq_len, first + outputs * self.seq_len, identities[outputs])
+        starts = first + outputs * self.seq_len
+        return TextUnit(unit, tokens, self.seq_len, starts, identities[outputs], bad_rows)
 
-    def what_is_missing(self) -> str:
-        """Say why there is no output: the text is too short."""
-        return (
-            f"{self.residency.corpus.uri}: text shorter than one sequence: seq_len {self.seq_len} needs"
-            f" {self.seq_len + 1} tokens, and the longest unit holds {self._most_tokens_seen}"
+    def report_bad_rows(self, outputs: TextUnit) -> None:
+        """Report the bad samples of a unit that a lane comes to.
+
+        Raises:
+            SubstitutionError: the budget is exceeded.
+        """
+        if not outputs.bad_rows:
+            return
+        self._first_bad = self._first_bad or outputs.bad_rows[0].error
+        name = self.residency.corpus.shard_name(outputs.unit.shard)
+        if outputs.bad_rows[0].substitute is None:
+            places = [f"{name} row {bad.row}" for bad in outputs.bad_rows]
+            self._bad_samples.dropped(_rows_of(self.residency.corpus, outputs.unit), places, outputs.bad_rows[0].error)
+            return
+        for bad in outputs.bad_rows:
+            self._bad_samples.substituted(f"{name} row {bad.row}", bad.error, f"row {bad.substitute}")
+
+    def why_nothing(self, told: str) -> IostackError:
+        """Return the error for a corpus that gives no sequence: all of it is bad, or the text is too short."""
+        uri = self.residency.corpus.uri
+        if not self._most_tokens_seen and self._first_bad is not None:
+            return nothing_is_good(uri, self._first_bad)
+        return PlanError(
+            f"{uri}: text shorter than one sequence: seq_len {self.seq_len} needs {self.seq_len + 1} tokens, and the"
+            f" longest unit holds {self._most_tokens_seen} ({told})",
+            hint="use a corpus that holds more, or a smaller seq_len",
         )
 
     def _joined(self, texts: list[str], unit: Unit) -> Tokens:
@@ -163,7 +200,8 @@ class TextReader:
             )
         return tokens.astype(np.uint16) if vocab_size <= 1 << 16 else tokens
 
-    def _texts(self, unit: Unit) -> list[str]:
+    def _texts(self, unit: Unit) -> tuple[list[str], list[BadRow]]:
+        """Return the texts of a unit, another of them in the place of each bad one; none where all are bad."""
         reader = self.residency.reader(unit.shard)
         stop = reader.counts.samples if unit.num_rows < 0 else unit.first_row + unit.num_rows
         if stop > reader.counts.samples:
@@ -173,10 +211,16 @@ class TextReader:
                 hint="run iostack index on the corpus",
             )
         rows = range(unit.first_row, stop)
+        good: list[str] = []
+        bad_rows: list[BadRow] = []
         texts = [self._text(sample) for sample in reader.read(rows)]
-        if not any(isinstance(text, Exception) for text in texts):
-            return [text for text in texts if isinstance(text, str)]
-        return [self._good_text(texts, index, unit) for index in range(len(texts))]
+        for index, text in enumerate(texts):
+            substitute = index if isinstance(text, str) else _next_good(texts, index)
+            if isinstance(text, Exception):
+                bad_rows.append(BadRow(rows[index], text, None if substitute is None else rows[substitute]))
+            if substitute is not None:
+                good.append(cast(str, texts[substitute]))
+        return good, bad_rows
 
     def _text(self, sample: Sample | Exception) -> str | Exception:
         sample = transformed(sample, self._transforms)
@@ -188,19 +232,11 @@ class TextReader:
         text = sample[self._text_column]
         return text if isinstance(text, str) else SampleError(f"column {self._text_column!r} holds no text")
 
-    def _good_text(self, texts: Sequence[str | Exception], index: int, unit: Unit) -> str:
-        bad = texts[index]
-        if isinstance(bad, str):
-            return bad
-        name = self.residency.corpus.shard_name(unit.shard)
-        for draw in range(1, len(texts)):
-            substitute = (index + draw) % len(texts)
-            text = texts[substitute]
-            if isinstance(text, str):
-                where = f"{name} row {unit.first_row + index}"
-                self._bad_samples.substituted(where, bad, f"row {unit.first_row + substitute}")
-                return text
-        raise self._bad_samples.nothing_left(_rows_of(self.residency.corpus, unit), bad) from bad
+
+def _next_good(texts: Sequence[str | Exception], index: int) -> int | None:
+    """Return the index of the text that stands in for the bad one at ``index``: the next good one around the unit."""
+    after = (*range(index + 1, len(texts)), *range(index))
+    return next((other for other in after if isinstance(texts[other], str)), None)
 
 
 def _rows_of(corpus: Corpus, unit: Unit) -> str:

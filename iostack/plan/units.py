@@ -7,6 +7,7 @@ its cursor says how far it is: (draw, outputs given of that unit, outputs given 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,11 +56,22 @@ class UnitPlan:
     def unit(self, lane: int, draw: int) -> Unit:
         """Return the ``draw``-th unit of ``lane``."""
         rows = self.plan.locate(np.asarray([draw * self.plan.lanes + lane], np.int64))
-        shard, number = int(rows.shards[0]), int(rows.rows[0])
+        return self._unit(int(rows.epochs[0]), int(rows.shards[0]), int(rows.rows[0]))
+
+    def substitutes(self, lane: int, draw: int) -> Iterator[Unit]:
+        """Yield the units that the ``draw``-th unit of ``lane`` may borrow from, best first; see ``IndexedPlan.substitutes``.
+
+        Any thread may call it.
+        """
+        rows = self.plan.substitutes(draw * self.plan.lanes + lane)
+        for epoch, shard, number in zip(rows.epochs.tolist(), rows.shards.tolist(), rows.rows.tolist(), strict=True):
+            yield self._unit(epoch, shard, number)
+
+    def _unit(self, epoch: int, shard: int, number: int) -> Unit:
         total = int(self._counts[shard])
         first_row = number * self._unit_rows
         return Unit(
-            epoch=int(rows.epochs[0]),
+            epoch=epoch,
             shard=shard,
             first_row=first_row,
             num_rows=-1 if total < 0 else min(self._unit_rows, total - first_row),

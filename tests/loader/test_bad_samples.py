@@ -97,11 +97,60 @@ def test_a_window_in_which_nothing_is_good_is_an_error_that_names_it(
 ) -> None:
     corpus = _write(tmp_path / "c", ["{"] * 9, counted=counted)
     loader = iostack.Loader(corpus, batch_size=3, seq_len=seq_len)
-    with pytest.raises(
-        SubstitutionError, match=r"every sample of .*a\.jsonl .* is bad; the first: .*line \d"
-    ) as caught:
+    with pytest.raises(SubstitutionError, match=r"every sample of .* is bad; the first: .*a\.jsonl.*line \d") as caught:
         next(iter(loader))
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("seq_len", [None, 8])
+def test_one_bad_line_that_is_alone_in_its_shard_ends_no_run_and_changes_no_topology(
+    tmp_path: Path, counted: bool, seq_len: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for shard in range(8):
+        rows = [{"text": f"document {shard} {'x' * 30}"}]
+        corpora.write_jsonl(tmp_path / f"{shard}.jsonl", rows)
+    (tmp_path / "3.jsonl").write_text("{broken\n")
+    if counted:
+        build_manifest(tmp_path)
+    corpus = iostack.open_corpus(tmp_path)
+    found = []
+    for ranks in (1, 2, 3):
+        loaders = [
+            iostack.Loader(corpus, batch_size=6, seq_len=seq_len, lanes=3, rank=rank, ranks=ranks, epochs=2)
+            for rank in range(ranks)
+        ]
+        found.append(list(take_steps(loaders, 1000)))
+        assert all(loader.bad_samples.count <= 1 for loader in loaders)
+    assert found[0] == found[1] == found[2]
+    given = [row for step in found[0] for row in step]
+    if seq_len is None:
+        assert len(given) == 16
+        assert {row["text"][:10] for row in given} == {f"document {n}" for n in range(8) if n != 3}
+    assert "3.jsonl" in caplog.text
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("seq_len", [None, 8])
+def test_a_bad_sample_counts_and_is_logged_once_however_often_it_comes(
+    tmp_path: Path, counted: bool, seq_len: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = _write(tmp_path / "c", ['{"text": "good enough", "n": 1}'] * 9 + ["{"], counted=counted)
+    with iostack.Loader(corpus, batch_size=5, seq_len=seq_len, max_bad_samples=1) as loader:
+        for _ in range(3):  # each iterator reads the units, or batches, at hand anew
+            assert len(list(islice(loader, 20))) == 20
+        assert loader.bad_samples.count == 1
+    assert [bad.rpartition("/")[2] for bad, _ in _warnings(caplog)] == ["a.jsonl row 9"]
+
+
+def test_bad_text_that_was_only_loaded_ahead_does_not_count(tmp_path: Path) -> None:
+    for shard in range(8):
+        corpora.write_jsonl(tmp_path / f"{shard}.jsonl", [{"text": "x" * 60} for _ in range(5)])
+        with (tmp_path / f"{shard}.jsonl").open("a") as file:
+            file.write("{broken\n")
+    with iostack.Loader(iostack.open_corpus(tmp_path), batch_size=1, seq_len=8, lanes=1, max_bad_samples=1) as loader:
+        next(iter(loader))
+        assert loader.bad_samples.count == 1
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -110,7 +159,7 @@ def test_more_bad_samples_than_the_budget_are_an_error(tmp_path: Path, counted: 
     lines = ['{"text": "good enough", "n": 1}', "{", '{"text": "good enough", "n": 2}', "{"] * 5
     corpus = _write(tmp_path / "c", lines, counted=counted)
     list(islice(iostack.Loader(corpus, batch_size=20, seq_len=seq_len, max_bad_samples=50, epochs=1), 2))
-    loader = iostack.Loader(corpus, batch_size=20, seq_len=seq_len, max_bad_samples=4, epochs=1)
+    loader = iostack.Loader(corpus, batch_size=20, seq_len=seq_len, max_bad_samples=4, epochs=1, threads=1)
     with pytest.raises(SubstitutionError, match="5 bad samples, more than the budget of 4"):
         list(loader)
     none = iostack.Loader(corpus, batch_size=20, seq_len=seq_len, max_bad_samples=0, epochs=1)
