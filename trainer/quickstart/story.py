@@ -66,7 +66,8 @@ def tell(folder: Path, *, steps: int, procs: int) -> None:
     config, run_dir = _prepare(folder, corpus, steps)
     command = ["train", corpus.train, "-c", str(config), "--run-dir", str(run_dir), "--procs", str(procs)]
 
-    _iostack("index", corpus.train)
+    for uri in (corpus.train, corpus.held_out):
+        _iostack("index", uri)
     _iostack("inspect", corpus.train)
     _heading(f"Training on {procs} processes, to be killed in the middle")
     killed_after = _train_and_kill(command, run_dir, kill_after=steps // 2)
@@ -178,13 +179,13 @@ def _report(folder: Path, run_dir: Path, corpus: PackedCorpus, killed_after: int
 
 def _say_what_next(corpus: PackedCorpus, config: Path) -> None:
     click.echo("Try next:")
-    for line in (
-        f"iostack bench {corpus.train} --seq-len 256",
-        f"iostack train {corpus.train} -c {config} --run-dir longer --procs 2 -s train.steps=3000",
-        f"iostack train --show-config -c {config}",
-        "iostack plugins",
+    for command in (
+        ["bench", corpus.train, "--seq-len", "256"],
+        ["train", corpus.train, "-c", str(config), "--run-dir", "longer", "--procs", "2", "-s", "train.steps=3000"],
+        ["train", "--show-config", "-c", str(config)],
+        ["plugins"],
     ):
-        click.echo(f"  {line}")
+        click.echo(f"  {shlex.join(['iostack', *command])}")
 
 
 def _last_step(run_dir: Path) -> int:
