@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from iostack.errors import CheckpointError, RunError
 from trainer.checkpoint import Checkpointer
 from trainer.metrics import digest_hex
+from trainer.saving import RunState
 from trainer.settings import Settings
 from trainer.setup import open_loader, open_sources
 
@@ -38,11 +38,12 @@ def prove_samples(settings: Settings, run_dir: Path, progress: Callable[[int, in
         CheckpointError: nothing was saved, so the number of lanes is not known.
     """
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    saved = Checkpointer(settings.checkpoint.uri or str(run_dir / "checkpoints")).latest()
+    uri = settings.checkpoint.uri or str(run_dir / "checkpoints")
+    saved = Checkpointer(uri, storage_options=settings.checkpoint.storage_options).latest()
     if saved is None:
         raise CheckpointError(f"{run_dir} holds no checkpoint")
-    loader_state: Any = saved.state["loader"]
-    data = settings.data.model_copy(update={"lanes": loader_state["plan"]["lanes"]})
+    lanes = RunState.from_json(saved.state).loader["plan"]["lanes"]
+    data = settings.data.model_copy(update={"lanes": lanes})
     loader = open_loader(open_sources(data), data, data_rank=0, data_ranks=1, device=torch.device("cpu"))
     batches = iter(loader)
     seen: set[int] = set()

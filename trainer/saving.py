@@ -16,6 +16,11 @@ from trainer.run import Run
 from trainer.settings import parse_interval
 from trainer.settings.show import plain_settings
 
+# A state may be anybody's: beyond these it would take the machine down before anything else is noticed.
+_MOST_LANES = 1 << 20
+_MOST_THREADS = 4096
+_MOST_STEPS = 1 << 62
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -33,12 +38,35 @@ class RunState:
         """Return the state in a checkpoint.
 
         Raises:
-            CheckpointError: it is not of a training run.
+            CheckpointError: it is not of a training run; names the field.
         """
-        try:
-            return cls(values["program"], values["loader"], int(values["threads"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint is not of a training run: {error!r} in its state") from error
+        program, loader = _table(values, "program"), _table(values, "loader")
+        _table(program, "backends", within="program.")
+        _whole_number(program, "steps", 0, _MOST_STEPS, within="program.")
+        _whole_number(_table(loader, "plan", within="loader."), "lanes", 1, _MOST_LANES, within="loader.plan.")
+        return cls(program, loader, _whole_number(values, "threads", 1, _MOST_THREADS))
+
+
+def _table(values: Mapping[str, Any], name: str, *, within: str = "") -> Mapping[str, Any]:
+    value = values.get(name)
+    if not isinstance(value, Mapping):
+        raise _foreign(f"{within}{name}", "a table", values, name)
+    return value
+
+
+def _whole_number(values: Mapping[str, Any], name: str, least: int, most: int, *, within: str = "") -> int:
+    value = values.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise _foreign(f"{within}{name}", f"a whole number from {least} to {most}", values, name)
+    return value
+
+
+def _foreign(field: str, wanted: str, values: Mapping[str, Any], name: str) -> CheckpointError:
+    is_now = f"is {repr(values[name])[:40]}" if name in values else "is missing"
+    return CheckpointError(
+        f"the checkpoint is not of a training run: state.{field} {is_now}, and must be {wanted}",
+        hint="was another program's checkpoint put there?",
+    )
 
 
 class Saver:
