@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import iostack
-from iostack.errors import ResolveError
+from iostack.errors import PluginError, ResolveError
 from trainer.contracts import Context, Cost, Facts, Parallelism, Phase, Request
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ class DataParallel(Parallelism):
     """Every rank holds the whole model; gradients are averaged during backward, in buckets.
 
     A resumed run has the same bits as one that never stopped: DDP sorts its buckets anew after the first backward of
-    every process, and their order decides the order of the sums (1e-7 in the loss on 4 ranks). So a backward of two
-    tokens is made at the start, and every real step runs with the final buckets. ``unused_parameters`` is for models
+    every process, and their order decides the order of the sums (1e-7 in the loss on 4 ranks). So a backward of one
+    sequence is made at the start, and every real step runs with the final buckets. ``unused_parameters`` is for models
     some of whose parameters get no gradient in a step: DDP then looks for them in every step (2 to 5 ms on a CPU) and
     never sorts its buckets.
     """
@@ -83,11 +83,23 @@ def _without_buffers(ddp: type) -> dict[str, Any]:
 
 
 def _settle_buckets(wrapped: nn.Module, ctx: Context) -> None:
-    """Make one backward in eval mode (no dropout, no running means) and forget its gradients."""
+    """Make one backward in eval mode (no dropout, no running means) and forget its gradients.
+
+    Raises:
+        PluginError: the model cannot run on a sequence of zeros.
+    """
     import torch
 
+    tokens_BS = torch.zeros((1, ctx.request.seq_len), dtype=torch.int64, device=ctx.device)
     wrapped.eval()
-    wrapped(torch.zeros((1, 2), dtype=torch.int64, device=ctx.device)).sum().backward()
+    try:
+        wrapped(tokens_BS).sum().backward()
+    except Exception as error:
+        raise PluginError(
+            f"ddp runs the model once on {ctx.request.seq_len} zeros to settle its buckets, and that failed:"
+            f" {type(error).__name__}: {error}",
+            hint="parallel.ddp.unused_parameters = true does without that run, if the model cannot do it",
+        ) from error
     for parameter in wrapped.parameters():
         parameter.grad = None
     wrapped.train()
