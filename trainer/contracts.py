@@ -329,7 +329,7 @@ class Callback:
         """After a checkpoint was committed."""
 
     def on_run_end(self, run: Any) -> None:
-        """After the last step, also after an error."""
+        """After the last step, also after an error; of all callbacks, whichever of them fail."""
 
 
 BuildCallback = Callable[..., Callback]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from iostack.errors import SettingsError
+from iostack.errors import SettingsError, redact
 from trainer.callbacks import build_callbacks
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.exchange import Exchange
@@ -26,6 +27,8 @@ from trainer.sizes import check_sizes
 from trainer.supervise.heartbeat import Heartbeat
 from trainer.supervise.signals import StopRequest, exit_code_of
 from trainer.supervise.world import World
+
+logger = logging.getLogger(__name__)
 
 _COLLECTIVE_S = 1800.0
 
@@ -142,13 +145,30 @@ def _train(run: Run, saver: Saver, lines: JsonLines | None, stop: StopRequest, h
 
 @contextmanager
 def _callbacks_around(run: Run) -> Iterator[None]:
+    """Start all callbacks, and end each of them whatever else fails; the first error is the one that is raised."""
     try:
         for callback in run.callbacks:
             callback.on_run_start(run)
         yield
-    finally:
-        for callback in run.callbacks:
+    except BaseException:
+        _end_callbacks(run)
+        raise
+    failed = _end_callbacks(run)
+    if failed:
+        raise failed[0]
+
+
+def _end_callbacks(run: Run) -> list[Exception]:
+    """Tell every callback of the end; return what they raised, which is logged."""
+    failed: list[Exception] = []
+    for callback in run.callbacks:
+        try:
             callback.on_run_end(run)
+        except Exception as error:  # noqa: BLE001 (the others must end too)
+            kind = type(callback).__name__
+            logger.warning("the end of callback %s failed: %s", kind, redact(f"{type(error).__name__}: {error}"))
+            failed.append(error)
+    return failed
 
 
 @contextmanager

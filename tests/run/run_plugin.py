@@ -35,6 +35,13 @@ class Fail(Callback):
             raise ValueError("the callback is broken")
 
 
+class FailAtEnd(Callback):
+    """An error at the end of the run."""
+
+    def on_run_end(self, run: Any) -> None:
+        raise ValueError("the end is broken")
+
+
 class Journal(Callback):
     """Writes one line per call."""
 
@@ -64,4 +71,4 @@ class Journal(Callback):
 
 @iostack.hookimpl
 def iostack_callbacks() -> Mapping[str, Callable[..., Callback]]:
-    return {"stop": Stop, "fail": Fail, "journal": Journal}
+    return {"stop": Stop, "fail": Fail, "fail_at_end": FailAtEnd, "journal": Journal}

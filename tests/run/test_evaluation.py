@@ -82,3 +82,23 @@ def test_the_end_is_called_after_an_error_too(run, plugin, tmp_path):
     assert ended.code == 1
     assert "Traceback" not in ended.err
     assert journal.read_text().splitlines()[-1] == "end 1"
+
+
+@pytest.mark.parametrize(("after", "reason"), [(1, "the callback is broken"), (9, "the end is broken")])
+def test_a_callback_that_fails_at_the_end_hides_no_other_error_and_no_other_end(run, plugin, tmp_path, after, reason):
+    journal = tmp_path / "journal"
+    failing = (
+        "-s",
+        "callbacks.fail_at_end={}",
+        "-s",
+        f"callbacks.fail.after={after}",
+        "-s",
+        "callbacks.fail.ranks=[0]",
+    )
+    ended = run.train(*failing, "-s", f"callbacks.journal.path={journal}", "-s", "train.steps=2", **plugin)
+
+    assert ended.code == 1
+    assert len(ended.errors) == 1
+    assert reason in ended.errors[0]
+    assert "the end of callback FailAtEnd failed: ValueError: the end is broken" in ended.err
+    assert journal.read_text().splitlines()[-1] == f"end {min(after, 2)}"
