@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
-from iostack.errors import IostackError, UsageError
+from iostack.errors import UsageError
 from trainer.run_folder import RunFolder
 from trainer.settings import Settings
 from trainer.supervise.heartbeat import Heartbeat, Verdict
@@ -16,7 +17,10 @@ from trainer.supervise.launch import RESUME_HINT
 from trainer.supervise.report import Failure, failure_of, print_failure, print_traceback, send_failure
 from trainer.supervise.world import World
 
-_COLLECTIVE_WORDS = ("gloo", "nccl", "connection", "collective", "socket", "store", "peer", "rank")
+_COLLECTIVE = re.compile(
+    r"(?i)\bgloo\b|\bnccl\b|\bprocessgroup|connection closed by peer|application timeout caused pair closure"
+)
+"""What gloo and NCCL say of themselves, or of a peer that is gone; gloo raises plain RuntimeErrors."""
 
 
 def run_process(settings: Settings, *, world: World, run_dir: Path, debug: bool = False) -> int:
@@ -90,11 +94,12 @@ def _end(error: Exception, world: World, watch: list[Heartbeat], *, debug: bool)
 
 
 def _is_collective(error: BaseException) -> bool:
-    """Whether an error may be how a lost peer shows: torch raises a plain RuntimeError for most of these."""
+    """Whether an error may be how a lost peer shows: one of torch.distributed, or of gloo below it."""
+    from torch.distributed import DistError
+
     chain: BaseException | None = error
     while chain is not None:
-        is_plain = isinstance(chain, RuntimeError) and not isinstance(chain, IostackError)
-        if is_plain and any(word in str(chain).lower() for word in _COLLECTIVE_WORDS):
+        if isinstance(chain, DistError) or (type(chain) is RuntimeError and _COLLECTIVE.search(str(chain))):
             return True
         chain = chain.__cause__
     return False
