@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 from iostack import hookimpl
 from iostack.corpus.contracts import ObjectInfo, OpenOrigin
 from iostack.corpus.local_origin import LocalOrigin, origin_errors
+from iostack.corpus.origins import split_query, uri_below
 from iostack.errors import CorpusNotFoundError, MissingExtraError, OriginError, redact
 
 T = TypeVar("T")
@@ -43,24 +45,30 @@ class FsspecOrigin:
         if pid != os.getpid():
             import fsspec.core
 
+            uri, options = _query_as_option(self._full_uri, self._options)
             with origin_errors(self.uri), _missing_clients(self.uri):
-                system, root = fsspec.core.url_to_fs(self._full_uri, **self._options)
+                system, root = fsspec.core.url_to_fs(uri, **options)
             self._opened = os.getpid(), system, root
         return self._opened[1], self._opened[2]
 
     def _at(self, path: str) -> tuple[Any, str]:
         system, root = self._open()
-        root = root.rstrip("/")
-        return system, root if path == _last(root) and self._is_one_object else f"{root}/{path}"
+        return system, root if path == _last(root) and self._is_one_object else uri_below(root, path)
 
     @cached_property
     def _is_one_object(self) -> bool:
         system, root = self._open()
         with origin_errors(self.uri):
-            return bool(system.isfile(root))
+            if not _is_http(root):
+                return bool(system.isfile(root))
+            # To fsspec whatever a web server answers is a file, also the page that lists a folder.
+            detail = None if split_query(root)[0].endswith("/") else _found(lambda: system.info(root))
+            return detail is not None and detail.get("mimetype") != "text/html"
 
     def list(self) -> Sequence[ObjectInfo]:
         system, root = self._open()
+        if _is_http(root) and self._is_one_object:  # else fsspec reads all of it in search of links
+            return [info for info in [self.info(_last(root))] if info]
         with origin_errors(self.uri):
             details = _found(lambda: system.find(root, detail=True)) or {}
             system.invalidate_cache()  # else info() answers from this listing for as long as the process lives
@@ -68,7 +76,8 @@ class FsspecOrigin:
         infos = []
         for full, detail in details.items():
             if full.rstrip("/") == root:
-                return [info for info in [self.info(_last(root))] if info]
+                infos = [info for info in [self.info(_last(root))] if info]
+                break
             path = full[len(root) :].lstrip("/") if full.startswith(root) else _last(full)
             if any(part.startswith(".") for part in path.split("/")):
                 continue
@@ -84,7 +93,11 @@ class FsspecOrigin:
         system, full = self._at(path)
         with origin_errors(self.uri):
             detail = _found(lambda: system.info(full))
-        return _object(path, detail) if detail and detail.get("type") != "directory" else None
+        if not detail or detail.get("type") == "directory":
+            return None
+        if self._is_one_object and full != self._open()[1]:  # what a lenient server answers below its one object
+            return None
+        return _object(path, detail)
 
     def local_path(self, path: str) -> None:
         return None
@@ -122,7 +135,19 @@ def _object(path: str, detail: Mapping[str, Any]) -> ObjectInfo:
 
 
 def _last(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
+    return split_query(path)[0].rsplit("/", 1)[-1]
+
+
+def _is_http(path: str) -> bool:
+    return path.lower().startswith(("http://", "https://"))
+
+
+def _query_as_option(uri: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Move the query of a web folder to where fsspec adds it to every request: the links of its listing have none."""
+    base, query = split_query(uri)
+    if not (query and base.endswith("/") and _is_http(uri)) or "params" in options:
+        return uri, options
+    return base, {**options, "params": parse_qsl(query[1:], keep_blank_values=True)}
 
 
 def _found(ask: Callable[[], T]) -> T | None:

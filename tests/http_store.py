@@ -11,14 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Store:
-    """Objects by path (``/a.jsonl``). ``gets`` counts the whole bodies sent for each.
+    """Objects by path (``/a.jsonl``). ``gets`` counts the whole bodies sent for each; ``asked`` lists what GET requests named.
 
+    An object named with a query answers to that query alone; others are served whatever query is asked.
     ``half_sent`` is set once a body of a path in ``stall`` is half sent; the rest follows when ``go_on`` is set.
     """
 
     def __init__(self, objects: dict[str, bytes]) -> None:
         self.objects = objects
         self.gets: Counter[str] = Counter()
+        self.asked: list[str] = []
         self.heads: Counter[str] = Counter()
         self.headed = threading.Condition()
         self.stall: set[str] = set()
@@ -61,13 +63,19 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
+    def _name(self) -> str:
+        return self.path if self.path in self.store.objects else self.path.partition("?")[0]
+
     def do_HEAD(self) -> None:
+        self.path = self._name()
         with self.store.headed:
             self.store.heads[self.path] += 1
             self.store.headed.notify_all()
         self._start(self.store.objects.get(self.path))
 
     def do_GET(self) -> None:
+        self.store.asked.append(self.path)
+        self.path = self._name()
         store, body = self.store, self.store.objects.get(self.path)
         if body is None and self.path.endswith("/"):
             names = sorted(path for path in store.objects if path.startswith(self.path))

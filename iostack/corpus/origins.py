@@ -11,12 +11,27 @@ from iostack.errors import OriginError, redact
 from iostack.registry import registry
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)(?=://|::)")
+_HTTP = re.compile(r"(?i)^(?:[\w+.\-]+::)*https?://")
 
 
 def scheme_of(uri: str) -> str:
     """Return the scheme of a URI in lower case; a plain path is ``"file"``."""
     found = _SCHEME.match(uri)
     return found.group(1).lower() if found else "file"
+
+
+def split_query(uri: str) -> tuple[str, str]:
+    """Return an HTTP URI without its query, and the query with its ``?``; other schemes may have ``?`` in a name."""
+    if not _HTTP.match(uri):
+        return uri, ""
+    base, mark, query = uri.partition("?")
+    return base, mark + query
+
+
+def uri_below(uri: str, path: str) -> str:
+    """Return the URI of an object below ``uri``; the query of ``uri``, such as a token, goes along."""
+    base, query = split_query(uri)
+    return f"{base.rstrip('/')}/{path}{query}"
 
 
 def open_origin(uri: str, options: Mapping[str, Any]) -> Origin:

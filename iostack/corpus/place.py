@@ -12,8 +12,8 @@ from iostack.cache.residency import Item, Residency
 from iostack.cache.whole_objects import WholeObjects
 from iostack.corpus.contracts import Format, ObjectInfo, Origin, Shard, ShardFiles
 from iostack.corpus.manifest import SIDECAR, Manifest, load_manifest
-from iostack.corpus.origins import open_origin
-from iostack.errors import ShardError
+from iostack.corpus.origins import open_origin, split_query, uri_below
+from iostack.errors import ShardError, redact
 
 
 class Place:
@@ -24,7 +24,9 @@ class Place:
         self.folder = folder
         self.origin: Origin = open_origin(uri, options)
         self.uri = self.origin.uri
-        self.namespace = object_id(self.uri, *_endpoints(options), os.environ.get("AWS_ENDPOINT_URL", ""))
+        # With its secrets, of which only the digest is kept: a query may choose the object.
+        exact_uri = uri if self.uri == redact(uri) else self.uri
+        self.namespace = object_id(exact_uri, *_endpoints(options), os.environ.get("AWS_ENDPOINT_URL", ""))
         self.residency: Residency = WholeObjects(self.origin, folder, namespace=self.namespace)
 
     @property
@@ -39,7 +41,7 @@ class Place:
             if not self.own_manifest.exists():
                 return None
             return load_manifest(self.own_manifest, source=str(self.own_manifest))
-        source = f"{self.uri.rstrip('/')}/{SIDECAR}"
+        source = uri_below(self.uri, SIDECAR)
         if info.etag:
             return load_manifest(self.residency.bring(Item(info.path, info.bytes, info.etag)), source=source)
         return load_manifest(self.origin.read(SIDECAR, 0, info.bytes), source=source)
@@ -59,7 +61,7 @@ class Place:
 
     def name(self, path: str) -> str:
         """Return the URI of one object, without credentials."""
-        return self.uri if self.uri.endswith(f"/{path}") else f"{self.uri.rstrip('/')}/{path}"
+        return self.uri if split_query(self.uri)[0].endswith(f"/{path}") else uri_below(self.uri, path)
 
     def item(self, info: ObjectInfo, compression: str) -> Item:
         """Return what the residency is asked for; a local compressed file counts as it is now."""

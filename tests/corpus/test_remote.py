@@ -96,6 +96,41 @@ def test_each_object_is_fetched_once_over_http(cache_dir: Path) -> None:
         assert list(reader.read(range(12))) == corpora.grouped(corpora.images(12))
 
 
+def test_one_object_named_with_a_query_is_a_corpus(cache_dir: Path) -> None:
+    with http_store.serve({"/a.jsonl": _jsonl(3)}) as store:  # it serves the object whatever the query says
+        uri = f"{store.uri}/a.jsonl?key=sesame"
+        assert build_manifest(uri).file.startswith(str(cache_dir / "manifests"))
+        corpus = iostack.open_corpus(uri)
+        assert corpus.indexed
+        assert list(corpus) == corpora.texts(3)
+        assert corpus.shard_name(0) == f"{store.uri}/a.jsonl?key=***"
+
+
+def test_a_server_that_answers_below_its_one_object_gives_no_manifest() -> None:
+    body = _jsonl(3)
+    with http_store.serve({"/a.jsonl": body, "/a.jsonl/.iostack/manifest.arrow": body}) as store:
+        assert not iostack.open_corpus(f"{store.uri}/a.jsonl?key=sesame").indexed
+
+
+def test_a_secret_that_chooses_the_object_tells_two_corpora_apart() -> None:
+    with http_store.serve({"/a.jsonl?key=A": _jsonl(3), "/a.jsonl?key=B": _jsonl(4)}) as store:
+        for key, count in (("A", 3), ("B", 4)):
+            build_manifest(f"{store.uri}/a.jsonl?key={key}")
+            assert list(iostack.open_corpus(f"{store.uri}/a.jsonl?key={key}")) == corpora.texts(count)
+        store.objects.update({f"/b.jsonl?key={key}": b'{"key": "%s"}\n' % key.encode() for key in "AB"})
+        opened = [iostack.open_corpus(f"{store.uri}/b.jsonl?key={key}").open_shard(0) for key in "AB"]
+        assert [reader.read([0]) for reader in opened] == [[{"key": "A"}], [{"key": "B"}]]
+
+
+def test_the_query_of_a_folder_goes_with_every_request() -> None:
+    with http_store.serve({"/c/a.jsonl": _jsonl(3)}) as store:
+        corpus = iostack.open_corpus(f"{store.uri}/c/?token=sesame&x=")
+        assert corpus.shard_name(0) == f"{store.uri}/c/a.jsonl?token=***&x="
+        corpus.open_shard(0)
+        assert "/c/a.jsonl?token=sesame&x=" in store.asked
+        assert all(asked.endswith("?token=sesame&x=") for asked in store.asked)
+
+
 def test_a_replaced_object_is_fetched_anew() -> None:
     with http_store.serve({"/c/a.jsonl": _jsonl(3)}) as store:
         assert len(iostack.open_corpus(f"{store.uri}/c/").open_shard(0).read([0, 1, 2])) == 3
