@@ -35,6 +35,7 @@ class _Measured:
     bytes: int = 0
     wall_s: float = 0.0
     cpu_s: float = 0.0
+    data_wait_s: float = 0.0
     wait_s: dict[str, float] = field(default_factory=dict)
 
     def per_s(self, amount: float) -> float:
@@ -133,7 +134,7 @@ def _measure(
     next(batches)
     begun = shown = time.perf_counter()
     measured = _Measured(first_batch_s=begun - started)
-    cpu_s, wait_s = time.process_time(), loader.wait_s()
+    cpu_s, data_wait_s, wait_s = time.process_time(), loader.data_wait_s, loader.wait_s()
     for batch in batches:
         measured.steps += 1
         measured.samples += len(batch["sample_ids"])
@@ -146,6 +147,7 @@ def _measure(
         if measured.steps == steps or (seconds is not None and measured.wall_s >= seconds):
             break
     measured.cpu_s = time.process_time() - cpu_s
+    measured.data_wait_s = loader.data_wait_s - data_wait_s
     measured.wait_s = {stage: total - wait_s.get(stage, 0.0) for stage, total in loader.wait_s().items()}
     return measured
 
@@ -166,7 +168,6 @@ def _length(value: Any) -> int:
 
 
 def _facts(measured: _Measured, loader: Loader, seq_len: int | None, ranks: int) -> dict[str, Any]:
-    waited = sum(measured.wait_s.values())
     return {
         "batch_size": loader.batch_size,
         "ranks": ranks,
@@ -178,7 +179,7 @@ def _facts(measured: _Measured, loader: Loader, seq_len: int | None, ranks: int)
         "samples_per_s": round(measured.per_s(measured.samples), 2),
         "tokens_per_s": None if seq_len is None else round(measured.per_s(measured.samples * seq_len), 2),
         "mb_per_s": round(measured.per_s(measured.bytes) / 1e6, 3),
-        "wait_share": round(min(1.0, measured.per_s(waited)), 4),
+        "wait_share": round(min(1.0, measured.per_s(measured.data_wait_s)), 4),
         "wait_s": {stage: round(total, 6) for stage, total in measured.wait_s.items()},
         "bad_samples": loader.bad_samples.count,
         "peak_rss_bytes": _peak_rss_bytes(),

@@ -206,7 +206,7 @@ class Loader(IterableDataset[Batch]):
         return self.epochs * int(source.counts.sum())
 
     def wait_s(self) -> dict[str, float]:
-        """Return the seconds that assembling has waited, by stage: origin (bytes), decode (threads)."""
+        """Return which part of ``data_wait_s`` was spent on what: origin (bytes), decode (threads); the rest is gathering."""
         return self._batches.wait_s()
 
     def state_dict(self) -> State:

@@ -7,7 +7,6 @@ wanted ──room within the bound──> fetching ──> here, unread ──re
 from __future__ import annotations
 
 import threading
-import time as clock
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from iostack.corpus.contracts import ShardReader
 from iostack.corpus.corpus import Corpus
 from iostack.loader.threads import Threads, patience_s, wait_for
+from iostack.loader.waits import waiting_for_bytes
 from iostack.plan.indexed import IndexedPlan
 
 Int64s = NDArray[np.int64]
@@ -36,7 +36,6 @@ class Residency:
 
     def __init__(self, corpus: Corpus, lookahead_bytes: int) -> None:
         self.corpus = corpus
-        self.wait_s = 0.0
         self._lookahead_bytes = lookahead_bytes
         self._lock = threading.Lock()
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
@@ -78,13 +77,13 @@ class Residency:
         reader = self._readers.get(shard)
         if reader is not None:
             return reader
-        started = clock.perf_counter()
-        with self._lock:
-            fetch = self._fetches.get(shard)
-        if fetch is not None:
-            deadline_s = patience_s(int(self.corpus.manifest.bytes[shard]))
-            wait_for(fetch, deadline_s=deadline_s, awaited=lambda: self.corpus.shard_name(shard))
-        reader = self.corpus.open_shard(shard)
+        with waiting_for_bytes():
+            with self._lock:
+                fetch = self._fetches.get(shard)
+            if fetch is not None:
+                deadline_s = patience_s(int(self.corpus.manifest.bytes[shard]))
+                wait_for(fetch, deadline_s=deadline_s, awaited=lambda: self.corpus.shard_name(shard))
+            reader = self.corpus.open_shard(shard)
         with self._lock:
             self._readers[shard] = reader
             if len(self._readers) > _OPEN_SHARDS:
@@ -92,7 +91,6 @@ class Residency:
             self._waiting.pop(shard, None)
             self._release(shard)
             self._start_fetches()
-            self.wait_s += clock.perf_counter() - started
         return reader
 
     def stop(self) -> None:

@@ -19,9 +19,10 @@ from iostack.loader.device import LoadedBatch
 from iostack.loader.row_sources import Part
 from iostack.loader.rows import collate
 from iostack.loader.schedule import Draws, Schedule
-from iostack.loader.sources import Source, sum_waits
+from iostack.loader.sources import Source, wait_s_by_stage
 from iostack.loader.state import Cursors
 from iostack.loader.threads import Threads, patience_s, wait_for
+from iostack.loader.waits import Waited, with_origin_s
 
 _LEAST_AHEAD, _MOST_AHEAD = 2, 32
 
@@ -61,7 +62,7 @@ class SampleBatches:
         self._ends_by_data = ends_by_data
         self._threads = Threads(threads, "decode")
         self._ahead = max(_LEAST_AHEAD, min(_MOST_AHEAD, lookahead_bytes // max(mean_batch_bytes, 1)))
-        self._decode_wait_s = 0.0
+        self._waited = Waited()
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
         """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known.
@@ -78,17 +79,17 @@ class SampleBatches:
                 source.stop()
 
     def _read_ahead(self, planned: Iterator[Work]) -> Iterator[LoadedBatch]:
-        pending: deque[tuple[Work, Future[LoadedBatch]]] = deque()
+        pending: deque[tuple[Work, Future[tuple[LoadedBatch, float]]]] = deque()
         while True:
             while len(pending) < self._ahead and (work := next(planned, None)) is not None:
-                pending.append((work, self._threads.submit(work.run)))
+                pending.append((work, self._threads.submit(with_origin_s, work.run)))
             if not pending:
                 return
             work, future = pending.popleft()
             started = clock.perf_counter()
             awaited = partial("the batch at position {}".format, work.first_position)
-            batch = wait_for(future, deadline_s=work.deadline_s, awaited=awaited)
-            self._decode_wait_s += clock.perf_counter() - started
+            batch, origin_s = wait_for(future, deadline_s=work.deadline_s, awaited=awaited)
+            self._waited = self._waited.add(clock.perf_counter() - started, origin_s)
             yield batch
 
     def _planned(self, position: int, end: int | None) -> Iterator[Work]:
@@ -136,9 +137,8 @@ class SampleBatches:
         return LoadedBatch(columns, next_position, cursors)
 
     def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited so far, by stage."""
-        waits = sum_waits(self._sources)
-        return waits | {"decode": waits.get("decode", 0.0) + self._decode_wait_s}
+        """Return the seconds that the consumer has waited so far, by stage."""
+        return wait_s_by_stage([self._waited, *(source.waited() for source in self._sources)])
 
     def close(self) -> None:
         """Let go of the open shards; ``batches`` must be closed."""

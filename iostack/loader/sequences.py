@@ -16,7 +16,7 @@ from iostack.errors import PlanError
 from iostack.loader.buffers import Buffers
 from iostack.loader.device import LoadedBatch
 from iostack.loader.schedule import Draws, Schedule
-from iostack.loader.sources import Source, sum_waits
+from iostack.loader.sources import Source, wait_s_by_stage
 from iostack.loader.state import Cursors
 from iostack.sizes import format_bytes
 
@@ -107,8 +107,8 @@ class SequenceBatches:
             yield LoadedBatch(columns, position, buffers.cursors[index])
 
     def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited so far, by stage."""
-        return sum_waits(self._sources)
+        """Return the seconds that the consumer has waited so far, by stage."""
+        return wait_s_by_stage(source.waited() for source in self._sources)
 
     def close(self) -> None:
         """Let go of the open shards; ``batches`` must be closed."""

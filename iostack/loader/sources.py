@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws
 from iostack.loader.state import Cursors
 from iostack.loader.streams import Cursor, Outputs, UnitSource
+from iostack.loader.waits import Waited
 
 
 class Source(Protocol):
@@ -24,8 +26,8 @@ class Source(Protocol):
         """Return whether a finite pass holds nothing more on this rank, as far as the data must be asked."""
         ...
 
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited so far, by stage."""
+    def waited(self) -> Waited:
+        """Return what the consumer has waited for this source so far."""
         ...
 
     def stop(self) -> None:
@@ -42,6 +44,7 @@ class IndexedSource:
 
     def __init__(self, residency: Residency) -> None:
         self.residency = residency
+        self._waited = Waited()
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Do nothing."""
@@ -50,9 +53,9 @@ class IndexedSource:
         """Return True."""
         return True
 
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited so far for bytes."""
-        return {"origin": self.residency.wait_s}
+    def waited(self) -> Waited:
+        """Return what the consumer has waited itself for shards."""
+        return self._waited
 
     def stop(self) -> None:
         """Stop fetching."""
@@ -101,9 +104,9 @@ class StreamedSource(Generic[Given]):
         """Return whether the finite pass is over on this rank."""
         return self._units.is_finished()
 
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds waited so far for units."""
-        return {"decode": self._units.wait_s}
+    def waited(self) -> Waited:
+        """Return what the consumer has waited for units."""
+        return self._units.waited
 
     def stop(self) -> None:
         """Stop loading and drop what was loaded ahead."""
@@ -115,10 +118,7 @@ class StreamedSource(Generic[Given]):
         self.residency.close()
 
 
-def sum_waits(sources: Sequence[Source]) -> dict[str, float]:
-    """Return the seconds that all sources waited, by stage."""
-    total: dict[str, float] = {}
-    for source in sources:
-        for stage, seconds in source.wait_s().items():
-            total[stage] = total.get(stage, 0.0) + seconds
-    return total
+def wait_s_by_stage(waits: Iterable[Waited]) -> dict[str, float]:
+    """Return the seconds of all waits, by stage."""
+    origin_s, decode_s = (math.fsum(stage) for stage in zip(*waits, strict=True))
+    return {"origin": origin_s, "decode": decode_s}

@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, StateError
 from iostack.loader.threads import Threads, patience_s, wait_for
+from iostack.loader.waits import Waited, with_origin_s
 from iostack.plan.units import Unit, UnitPlan
 
 Cursor = tuple[int, int, int]
@@ -58,14 +59,14 @@ class UnitSource(Generic[Given]):
         self.units = units
         self.own_lanes = own_lanes
         self.epochs = epochs
-        self.wait_s = 0.0
+        self.waited = Waited()
         self._load = load
         self._corpus = corpus
         self._streams: dict[int, LaneStream[Given]] = {}
         self._threads = Threads(threads, "unit")
         self._lookahead_units = lookahead_units
         self._coming: deque[tuple[int, int]] = deque()
-        self._ahead: dict[tuple[int, int], Future[Given]] = {}
+        self._ahead: dict[tuple[int, int], Future[tuple[Given, float]]] = {}
         self._empty: set[int] = set()
         self._begin = begin
         self._why_nothing = why_nothing
@@ -93,18 +94,18 @@ class UnitSource(Generic[Given]):
         unit = self.units.unit(lane, draw)
         future = self._ahead.pop((lane, draw), None)
         if future is None:
-            future = self._threads.submit(self._load, unit)
+            future = self._threads.submit(with_origin_s, self._load, unit)
             if (lane, draw) in self._coming:
                 self._coming.remove((lane, draw))
         if not self.is_past_end(lane, draw + 1):
             self._coming.append((lane, draw + 1))
         self._load_ahead()
-        outputs = wait_for(
+        outputs, origin_s = wait_for(
             future,
             deadline_s=patience_s(int(self._corpus.manifest.bytes[unit.shard])),
             awaited=lambda: f"unit {unit.number} of {self._corpus.shard_name(unit.shard)}",
         )
-        self.wait_s += clock.perf_counter() - started
+        self.waited = self.waited.add(clock.perf_counter() - started, origin_s)
         self._begin(outputs)
         if not len(outputs):
             self._empty.add(unit.number)
@@ -134,7 +135,7 @@ class UnitSource(Generic[Given]):
     def _load_ahead(self) -> None:
         while self._coming and len(self._ahead) < self._lookahead_units:
             lane, draw = self._coming.popleft()
-            self._ahead[lane, draw] = self._threads.submit(self._load, self.units.unit(lane, draw))
+            self._ahead[lane, draw] = self._threads.submit(with_origin_s, self._load, self.units.unit(lane, draw))
 
 
 class LaneStream(Generic[Given]):

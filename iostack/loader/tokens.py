@@ -15,6 +15,7 @@ from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws
 from iostack.loader.sources import IndexedSource
 from iostack.loader.token_counts import token_counts
+from iostack.loader.waits import with_origin_s
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.sequences import sequence_starts
@@ -47,7 +48,8 @@ class TokenSource(IndexedSource):
         for row, shard, start in zip(rows, located.shards.tolist(), starts.tolist(), strict=True):
             mapped = maps.get(shard)
             if mapped is None:
-                mapped = self._map(shard)
+                mapped, origin_s = with_origin_s(self._map, shard)
+                self._waited = self._waited.add(origin_s, origin_s)
             row[:] = mapped[start : start + width]
 
     def close(self) -> None:

@@ -52,7 +52,8 @@ def test_tokens_are_measured(tokens: Path, capsys: pytest.CaptureFixture[str]) -
 def test_text_is_tokenised_and_measured(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = _json(capsys, texts, "--seq-len", "32", "--steps", "20", "--tokenizer", "bytes", "--text-column", "text")
     assert facts["tokens_per_s"] > 0
-    assert set(facts["wait_s"]) == {"decode"}
+    assert set(facts["wait_s"]) == {"origin", "decode"}
+    assert sum(facts["wait_s"].values()) <= (facts["wait_share"] + 1e-4) * facts["wall_s"]
 
 
 def test_whole_samples_have_no_tokens_but_bytes(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,8 +54,7 @@ def test_a_pass_over_a_remote_corpus_fetches_every_object_once_and_equals_the_lo
         remote = iostack.Loader(iostack.open_corpus(f"{store.uri}/c/"), lookahead_bytes=5000, **settings)
         local = iostack.Loader(iostack.open_corpus(tmp_path / "local"), **settings)
         assert [batch["sample_ids"].tolist() for batch in remote] == [batch["sample_ids"].tolist() for batch in local]
-        assert remote.data_wait_s > 0
-        assert sum(remote.wait_s().values()) > 0
+        assert 0 < sum(remote.wait_s().values()) <= remote.data_wait_s
         shards = {path: count for path, count in store.gets.items() if "manifest" not in path and ".idx" not in path}
         assert len(shards) == NUM_SHARDS
         assert set(shards.values()) == {1}
