@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
-from iostack.corpus.mapping import Mapped, map_shard
+from iostack.corpus.mapping import map_shard, map_shard_index
 from iostack.errors import FormatError, ShardError
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -63,8 +63,9 @@ class Tokens:
         return header.counts
 
     def open(self, files: ShardFiles) -> TokensReader:
-        stream, index = map_shard(files.path, name=files.name), map_shard(files.companions[0], name=files.name)
-        header = _read_header(index[: _HEADER.size], len(index), len(stream), files.name)
+        stream = map_shard(files.path, name=files.name)
+        index = map_shard_index(files.companions[0], name=files.name)
+        header = _read_header(bytes(index[: _HEADER.size]), len(index), len(stream), files.name)
         return TokensReader(header, np.frombuffer(stream, header.dtype), index, files.name)
 
 
@@ -112,7 +113,7 @@ def _read_header(data: bytes, index_bytes: int, stream_bytes: int, name: str) ->
 class TokensReader:
     """One shard; rows are documents, ``tokens`` is the whole stream."""
 
-    def __init__(self, header: _Header, tokens: NDArray[np.integer[Any]], index: Mapped, name: str) -> None:
+    def __init__(self, header: _Header, tokens: NDArray[np.integer[Any]], index: memoryview, name: str) -> None:
         self.counts = header.counts
         self.tokens = tokens
         self._find_documents = partial(_document_starts, header, index, name)
@@ -131,7 +132,7 @@ class TokensReader:
         self.tokens = self.tokens[:0]
 
 
-def _document_starts(header: _Header, index: Mapped, name: str) -> NDArray[np.int64]:
+def _document_starts(header: _Header, index: memoryview, name: str) -> NDArray[np.int64]:
     """Return where each document starts in tokens, and the end; checks the whole index against the stream."""
     count, at = header.num_sequences, _HEADER.size
     lengths = np.frombuffer(index, "<i4", count, at)
@@ -147,7 +148,7 @@ def _document_starts(header: _Header, index: Mapped, name: str) -> NDArray[np.in
         raise _misfit(name, "sequences that do not lie back to back")
     if not header.has_documents:
         return starts
-    if marks[0] != 0 or marks[-1] != count or (np.diff(marks) < 0).any():
+    if marks[0] != 0 or marks[-1] != count or (marks[1:] < marks[:-1]).any():
         raise _misfit(name, "documents that do not cover the sequences")
     documents: NDArray[np.int64] = starts[marks]
     return documents

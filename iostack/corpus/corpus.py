@@ -18,6 +18,7 @@ from iostack.cache.folder import cache_folder
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, ShardReader
 from iostack.corpus.detect import detect, format_named
 from iostack.corpus.manifest import Manifest, manifest_of
+from iostack.corpus.mapping import allow_many_files
 from iostack.corpus.place import Place
 from iostack.errors import CorpusError, FormatError, ShardError
 
@@ -42,6 +43,7 @@ def open_corpus(
         FormatError: no format, or several, claim what is there.
         OriginError: the storage did not answer.
     """
+    allow_many_files()
     place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
     if (kept := place.load_manifest()) is not None:
         if format not in (None, kept.format):

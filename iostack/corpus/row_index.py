@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from iostack.corpus.mapping import Mapped, map_file
+from iostack.corpus.mapping import map_index
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def _save(path: Path, origin: str, index: RowIndex) -> None:
 
 def _load(path: Path, origin: str) -> RowIndex | None:
     try:
-        index, metadata = _parse(map_file(path))
+        index, metadata = _parse(map_index(path))
         sound = metadata["origin"] == origin and metadata["digest"] == index.digest()
     except FileNotFoundError:
         return None
@@ -84,9 +84,9 @@ def _load(path: Path, origin: str) -> RowIndex | None:
     return index
 
 
-def _parse(mapped: Mapped) -> tuple[RowIndex, dict[str, str]]:
+def _parse(mapped: memoryview) -> tuple[RowIndex, dict[str, str]]:
     body = 8 + int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8:body])
+    header = json.loads(bytes(mapped[8:body]))
     metadata = header.pop("__metadata__")
     arrays = {}
     for name, entry in header.items():

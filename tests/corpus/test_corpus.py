@@ -212,3 +212,40 @@ def test_more_shards_than_open_files_are_allowed_can_be_held_open(tmp_path: Path
         assert all(len(reader.read([0, 1])) == 2 for reader in readers)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _write_shards(folder: Path, format: str, count: int) -> None:
+    for number in range(count):
+        if format == "tokens":
+            corpora.write_tokens(folder / f"{number:03}", corpora.documents(3))
+        elif format == "webdataset":
+            corpora.write_tar(folder / f"{number:03}.tar", corpora.images(3))
+        else:
+            corpora.write_jsonl(folder / f"{number:03}.jsonl", corpora.texts(3))
+
+
+@pytest.mark.parametrize("format", ["jsonl", "tokens", "webdataset"])
+def test_an_open_shard_holds_one_descriptor(tmp_path: Path, format: str) -> None:
+    _write_shards(tmp_path, format, 20)
+    corpus = iostack.open_corpus(tmp_path)
+    for shard in range(20):  # builds the row indexes, which are mapped the next time
+        corpus.open_shard(shard)
+    corpus.close()
+    corpus = iostack.open_corpus(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    readers = [corpus.open_shard(shard) for shard in range(20)]
+    assert [len(reader.read([0, 2])) for reader in readers] == [2] * 20
+    assert len(os.listdir("/proc/self/fd")) - before <= 20
+
+
+def test_opening_a_corpus_allows_as_many_files_as_the_system_does(tmp_path: Path) -> None:
+    import resource
+
+    corpora.write_jsonl(tmp_path / "a.jsonl", corpora.texts(2))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        iostack.open_corpus(tmp_path)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -100,6 +100,11 @@ def _header(*, version: int = 1, code: int = 8, sequences: int = 0, marks: int =
         (_header(sequences=2) + struct.pack("<iiqqq", 1, 1, 2, 0, 0), b"abcd", "back to back"),
         (_header(sequences=1, marks=2) + struct.pack("<iqqq", 1, 0, 0, 0), b"xx", "do not cover the sequences"),
         (_header(sequences=1, marks=3) + struct.pack("<iqqqq", 1, 0, 0, 9, 1), b"xx", "do not cover the sequences"),
+        (
+            _header(sequences=1, marks=5) + struct.pack("<iq5q", 1, 0, 0, 2**63 - 1, -(2**63), -1, 1),
+            b"xx",
+            "do not cover the sequences",
+        ),  # each is larger than the one before it if the difference wraps around
     ],
 )
 def test_an_index_that_does_not_fit_is_refused_before_anything_is_allocated(
