@@ -14,7 +14,7 @@ from iostack.errors import IostackError, PluginError, SampleError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Int64s
-from iostack.loader.transforming import transformed
+from iostack.loader.transforming import Transforming
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.keyed import derive_key, permutation
@@ -33,7 +33,7 @@ class RowReader:
     ) -> None:
         self.residency = residency
         self.number = number
-        self._transforms = transforms
+        self._transforming = Transforming(residency.corpus, transforms)
         self._bad_samples = bad_samples
 
     def read(self, located: Rows, valid: NDArray[np.bool_], substitutes: Substitutes) -> tuple[list[Sample], Int64s]:
@@ -41,8 +41,9 @@ class RowReader:
         samples: list[Sample | Exception] = [SampleError("not read")] * len(located.shards)
         for shard in np.unique(located.shards).tolist():
             (chosen,) = np.nonzero(located.shards == shard)
-            for index, sample in zip(chosen.tolist(), self._read(shard, located.rows[chosen].tolist()), strict=True):
-                samples[index] = transformed(sample, self._transforms)
+            rows_here = located.rows[chosen].tolist()
+            for index, row, sample in zip(chosen.tolist(), rows_here, self._read(shard, rows_here), strict=True):
+                samples[index] = self._transforming.apply(sample, shard, row)
         shards, rows = located.shards.copy(), located.rows.copy()
         good: list[Sample] = []
         for index, sample in enumerate(samples):
@@ -76,7 +77,7 @@ class RowReader:
         name = self.residency.corpus.shard_name
         for tried, (other_shard, other_row) in enumerate(choices, start=1):
             self._bad_samples.refuse_in_a_row(tried, f"{name(shard)} row {row}", bad)
-            sample = transformed(self._read(other_shard, [other_row])[0], self._transforms)
+            sample = self._transforming.apply(self._read(other_shard, [other_row])[0], other_shard, other_row)
             if not isinstance(sample, Exception):
                 return sample, other_shard, other_row
         raise nothing_is_good(f"the window around {name(shard)} row {row}", bad) from bad

@@ -22,7 +22,7 @@ from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws
 from iostack.loader.sources import StreamedSource
 from iostack.loader.streams import UnitSource
-from iostack.loader.transforming import transformed
+from iostack.loader.transforming import Transforming
 from iostack.plan.identity import unit_identities
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.sequences import unit_phase
@@ -132,7 +132,7 @@ class TextReader:
         self.residency = residency
         self.tokenizer = tokenizer
         self.seq_len = seq_len
-        self._transforms = transforms
+        self._transforming = Transforming(residency.corpus, transforms)
         self._bad_samples = bad_samples
         self._number = number
         self._seed = seed
@@ -213,7 +213,7 @@ class TextReader:
         rows = range(unit.first_row, stop)
         good: list[str] = []
         bad_rows: list[BadRow] = []
-        texts = [self._text(sample) for sample in reader.read(rows)]
+        texts = [self._text(sample, unit.shard, row) for row, sample in zip(rows, reader.read(rows), strict=True)]
         for index, text in enumerate(texts):
             substitute = index if isinstance(text, str) else _next_good(texts, index)
             if isinstance(text, Exception):
@@ -222,8 +222,8 @@ class TextReader:
                 good.append(cast(str, texts[substitute]))
         return good, bad_rows
 
-    def _text(self, sample: Sample | Exception) -> str | Exception:
-        sample = transformed(sample, self._transforms)
+    def _text(self, sample: Sample | Exception, shard: int, row: int) -> str | Exception:
+        sample = self._transforming.apply(sample, shard, row)
         if isinstance(sample, Exception):
             return sample
         if self._text_column not in sample:

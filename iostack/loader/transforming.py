@@ -1,22 +1,51 @@
-"""Apply transforms to one sample: what they raise, or return that is no sample, makes it a bad one."""
+"""Apply transforms to one sample: what they raise, or return that is no sample, makes it a bad one, but for failing storage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from iostack.corpus.contracts import Sample, Transform
-from iostack.errors import SampleError
+from iostack.corpus.corpus import Corpus
+from iostack.errors import CacheError, IostackError, OriginError, PluginError, SampleError
 
 
-def transformed(sample: Sample | Exception, transforms: Sequence[Transform]) -> Sample | Exception:
-    """Return the sample that the transforms make of ``sample``, or the error that makes it bad."""
-    if isinstance(sample, Exception):
+class Transforming:
+    """The transforms of one corpus; thread-safe if they are."""
+
+    def __init__(self, corpus: Corpus, transforms: Sequence[Transform]) -> None:
+        self._corpus = corpus
+        self._transforms = transforms
+
+    def apply(self, sample: Sample | Exception, shard: int, row: int) -> Sample | Exception:
+        """Return what the transforms make of the sample of a row, or the error that makes it bad.
+
+        Raises:
+            OriginError, CacheError, PluginError: storage or memory failed a transform; the sample may well be good.
+        """
+        if isinstance(sample, Exception):
+            return sample
+        try:
+            for transform in self._transforms:
+                sample = transform(sample)
+                if not isinstance(sample, dict):
+                    return SampleError(f"a transform returned {type(sample).__name__}, not a sample")
+        except Exception as error:
+            if _is_of_the_sample(error):
+                return error
+            told = f"a transform failed on {self._corpus.shard_name(shard)} row {row}"
+            if isinstance(error, IostackError):
+                raise type(error)(f"{told}: {error.message}", hint=error.hint) from error
+            raise PluginError(
+                f"{told}: {type(error).__name__}: {error}",
+                hint="storage or memory failed, which does not make a sample bad: look at what the transform opens",
+            ) from error
         return sample
-    try:
-        for transform in transforms:
-            sample = transform(sample)
-            if not isinstance(sample, dict):
-                return SampleError(f"a transform returned {type(sample).__name__}, not a sample")
-    except Exception as error:  # noqa: BLE001 - whatever a transform raises makes its sample bad
-        return error
-    return sample
+
+
+def _is_of_the_sample(error: Exception) -> bool:
+    """Return whether an error of a transform tells of damaged data, not of failing storage or memory."""
+    if not isinstance(error, OSError):
+        return not isinstance(error, MemoryError | OriginError | CacheError)
+    # Pillow tells of damaged images by OSErrors that carry no number: bare ones, and UnidentifiedImageError.
+    is_bare = type(error) is OSError or type(error).__module__.partition(".")[0] == "PIL"
+    return is_bare and error.errno is None

@@ -15,7 +15,7 @@ import pytest
 import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
-from iostack.errors import SubstitutionError
+from iostack.errors import OriginError, PluginError, SubstitutionError
 from iostack.testing import take_steps
 
 from .pipelines import BAD_ROWS, NUM_ROWS, Corpora, make
@@ -206,3 +206,38 @@ def test_what_is_wrong_with_a_sample_of_text_is_said(tmp_path: Path, transform: 
 def test_bad_samples_are_warnings(small: Corpora, caplog: pytest.LogCaptureFixture) -> None:
     list(make(small, "bad rows counted", epochs=1))
     assert {record.levelno for record in caplog.records if record.name == "iostack.loader"} == {logging.WARNING}
+
+
+def _raising(error: Exception) -> Any:
+    def transform(sample: Sample) -> Sample:
+        raise error
+
+    return transform
+
+
+@pytest.mark.parametrize("seq_len", [None, 8])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FileNotFoundError(2, "no such file"), PluginError),
+        (TimeoutError("the mount hangs"), PluginError),
+        (MemoryError("no memory"), PluginError),
+        (OriginError("the bucket is away", hint="look there"), OriginError),
+    ],
+)
+def test_storage_that_fails_a_transform_is_an_error_that_names_the_row(
+    tmp_path: Path, error: Exception, kind: type[Exception], seq_len: int | None
+) -> None:
+    corpus = _write(tmp_path / "c", ['{"text": "good enough"}'] * 4, counted=False)
+    loader = iostack.Loader(corpus, batch_size=1, seq_len=seq_len, transforms=[_raising(error)])
+    with pytest.raises(kind, match=r"a transform failed on .*a\.jsonl row \d: ") as caught:
+        next(iter(loader))
+    assert caught.value.__cause__ is error
+    assert loader.bad_samples.count == 0
+
+
+def test_an_os_error_without_a_number_is_what_image_decoders_say_of_a_bad_sample(tmp_path: Path) -> None:
+    corpus = _write(tmp_path / "c", ['{"text": "good enough"}'] * 4, counted=False)
+    loader = iostack.Loader(corpus, batch_size=1, transforms=[_raising(OSError("image file is truncated"))])
+    with pytest.raises(SubstitutionError, match="image file is truncated"):
+        next(iter(loader))
