@@ -5,9 +5,12 @@ plan ──> residency ──> assemble ──> slot ──> device ──> cons
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -102,8 +105,8 @@ class Loader(IterableDataset[Batch]):
         sources = as_sources(corpus)
         if epochs is not None and len(sources) > 1:
             raise PlanError("a mix of sources has no epochs of its own", hint="leave out epochs and count steps")
-        ranks = ranks if ranks is not None else int(os.environ.get("WORLD_SIZE", "1"))
-        rank = rank if rank is not None else int(os.environ.get("RANK", "0"))
+        ranks = ranks if ranks is not None else _from_environment("WORLD_SIZE", 1)
+        rank = rank if rank is not None else _from_environment("RANK", 0)
         topology = Topology(batch_size, rank, ranks)
         self.plan: LoaderPlan = plan_loader(
             sources,
@@ -171,6 +174,7 @@ class Loader(IterableDataset[Batch]):
 
     def _iterate(self, iteration: int) -> Generator[Batch, None, None]:
         self._refuse_ended(iteration)
+        _iterated.add(self)
         self._running = host = self._batches.batches(self.position, self._end(), self._cursors)
         batches = to_device(host, self._device)
         try:
@@ -264,6 +268,17 @@ class Loader(IterableDataset[Batch]):
         )
 
 
+_iterated: weakref.WeakSet[Loader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what a script left open, while the modules that closing needs are still there."""
+    for loader in list(_iterated):
+        with suppress(ValueError):  # another thread stands inside its iterator, and ends with the process
+            loader.close()
+
+
 def _build_batches(
     plan: LoaderPlan,
     schedule: Schedule,
@@ -299,3 +314,13 @@ def _build_batches(
         lookahead_bytes=lookahead_bytes,
         threads=threads,
     )
+
+
+def _from_environment(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    try:
+        return int(value)
+    except ValueError as error:
+        raise PlanError(
+            f"the environment has {name}={value!r}, which is no number", hint="unset it, or give rank and ranks"
+        ) from error

@@ -17,6 +17,11 @@ VERSION = 1
 State = dict[str, Any]
 _MOST = 1 << 48
 """Numbers in a state are below this, so that no product of one with the number of lanes leaves 64 bits."""
+_OTHER_RUN = "resume with the corpus and settings of the saved run, or start a new one"
+_OTHER_CORPUS = (
+    "resume with the corpus of the saved run, or start a new one; iostack index, run since, changes it too: the counts that"
+    " it finds are part of it"
+)
 Cursors = dict[int, dict[int, Cursor]]
 """Source number -> lane -> cursor."""
 
@@ -44,7 +49,7 @@ def read_state(state: Mapping[str, Any], fingerprint: str, plan: Mapping[str, An
     if not isinstance(state, Mapping):
         raise StateError(f"a loader state is a table, not {type(state).__name__}")
     _same("version", state.get("version"), VERSION)
-    _same("fingerprint", state.get("fingerprint"), fingerprint)
+    _same("fingerprint", state.get("fingerprint"), fingerprint, hint=_OTHER_CORPUS)
     _same("plan", state.get("plan"), dict(plan))
     position = state.get("position")
     if type(position) is not int or not 0 <= position < _MOST:
@@ -88,7 +93,7 @@ def _cursor(values: Sequence[int]) -> Cursor:
     return draw, given, time
 
 
-def _same(field: str, saved: Any, ours: Any) -> None:
+def _same(field: str, saved: Any, ours: Any, *, hint: str = _OTHER_RUN) -> None:
     if saved == ours and type(saved) is type(ours):
         return
     if isinstance(saved, Mapping) and isinstance(ours, Mapping):
@@ -100,5 +105,5 @@ def _same(field: str, saved: Any, ours: Any) -> None:
     elif saved != ours:
         raise StateError(
             f"field {field!r} of the loader state is {saved!r}, but here it is {ours!r}",
-            hint="resume with the corpus and settings of the saved run, or start a new one",
+            hint=hint,
         )

@@ -48,8 +48,7 @@ class TokenSource(IndexedSource):
         for row, shard, start in zip(rows, located.shards.tolist(), starts.tolist(), strict=True):
             mapped = maps.get(shard)
             if mapped is None:
-                mapped, origin_s = with_origin_s(self._map, shard)
-                self._waited = self._waited.add(origin_s, origin_s)
+                mapped = self._map(shard)
             row[:] = mapped[start : start + width]
 
     def close(self) -> None:
@@ -58,7 +57,9 @@ class TokenSource(IndexedSource):
         self._maps.clear()
 
     def _map(self, shard: int) -> NDArray[np.integer[Any]]:
-        reader = cast(TokenShardReader, self.residency.reader(shard))
+        opened, origin_s = with_origin_s(self.residency.reader, shard)
+        self._waited = self._waited.add(origin_s, origin_s)
+        reader = cast(TokenShardReader, opened)
         if len(reader.tokens) != self.tokens[shard]:
             raise ShardError(
                 f"{self.residency.corpus.shard_name(shard)} holds {len(reader.tokens)} tokens, but the manifest says"

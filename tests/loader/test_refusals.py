@@ -13,6 +13,7 @@ import pytest
 
 import iostack
 from iostack.corpus.contracts import Sample
+from iostack.corpus.index import build_manifest
 from iostack.errors import PlanError, SettingsError, StateError, UsageError
 from iostack.loader.planning import Source
 
@@ -201,3 +202,27 @@ def test_a_loader_is_not_copied_to_other_processes(small: Corpora) -> None:
     with make(small, "texts") as loader, pytest.raises(UsageError, match="cannot be copied") as caught:
         pickle.dumps(loader)
     assert "state_dict" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK"])
+def test_an_environment_that_says_no_number_is_refused(
+    small: Corpora, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(PlanError, match=f"the environment has {name}='x'"):
+        iostack.Loader(small["tokens"], batch_size=2, seq_len=8)
+
+
+@pytest.mark.parametrize("lanes", [0, 10**11])
+def test_lanes_that_no_memory_holds_are_refused(small: Corpora, lanes: int) -> None:
+    with pytest.raises(PlanError, match=f"lanes must be 1 to 1048576, not {lanes}"):
+        make(small, "tokens", lanes=lanes)
+
+
+def test_a_corpus_that_was_indexed_since_is_refused_with_that_hint(tmp_path: Path) -> None:
+    corpora.write_jsonl(tmp_path / "a.jsonl", corpora.texts(50))
+    state = iostack.Loader(iostack.open_corpus(tmp_path), batch_size=2).state_dict()
+    build_manifest(tmp_path)
+    with pytest.raises(StateError, match="fingerprint") as caught:
+        iostack.Loader(iostack.open_corpus(tmp_path), batch_size=2).load_state_dict(state)
+    assert "iostack index" in caught.value.hint

@@ -233,3 +233,22 @@ def test_an_interrupt_ends_a_process_even_where_a_thread_stands_still_for_ever(t
         rest, _ = process.communicate(timeout=60)
     assert "interrupted" in rest
     assert process.returncode == 0
+
+
+LEFT_OPEN = """
+import sys, iostack
+loader = iostack.Loader(iostack.open_corpus(sys.argv[1]), batch_size=2, seq_len=int(sys.argv[2]) or None)
+batches = iter(loader)
+next(batches)
+"""
+
+
+@pytest.mark.parametrize("kind", ["tokens", "texts", "rows"])
+def test_a_script_that_ends_inside_its_loop_ends_silently(tmp_path: Path, kind: str) -> None:
+    if kind == "tokens":
+        corpora.write_tokens(tmp_path / "a", [[list(range(1000))]])
+    else:
+        corpora.write_jsonl(tmp_path / "a.jsonl", corpora.texts(200))
+    command = [sys.executable, "-c", LEFT_OPEN, str(tmp_path), "0" if kind == "rows" else "8"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
