@@ -14,6 +14,7 @@ class Store:
     """Objects by path (``/a.jsonl``). ``gets`` counts the whole bodies sent for each; ``asked`` lists what GET requests named.
 
     An object named with a query answers to that query alone; others are served whatever query is asked.
+    With ``fails`` every answer is 503.
     ``half_sent`` is set once a body of a path in ``stall`` is half sent; the rest follows when ``go_on`` is set.
     """
 
@@ -26,6 +27,7 @@ class Store:
         self.stall: set[str] = set()
         self.half_sent = threading.Event()
         self.go_on = threading.Event()
+        self.fails = False
         self.uri = ""
 
     def wait_for_heads(self, path: str, count: int) -> None:
@@ -99,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def _start(self, body: bytes | None, *, html: bool = False) -> None:
-        self.send_response(200 if body is not None else 404)
+        self.send_response(503 if self.store.fails else 200 if body is not None else 404)
         self.send_header("Content-Length", str(len(body or b"")))
         if html:
             self.send_header("Content-Type", "text/html")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iostack.cache.folder import cache_folder
-from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, ShardReader
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardReader
+from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import detect, format_named
 from iostack.corpus.manifest import Manifest, manifest_of
 from iostack.corpus.mapping import allow_many_files
@@ -182,10 +183,12 @@ def _reopen(uri: str, folder: Path, options: dict[str, Any], format: str) -> Cor
     return open_corpus(uri, format=format, cache_dir=folder, **options)
 
 
-def _cheap_counts(format: Format, shards: Any, origin: Origin) -> list[Counts | None]:
+def _cheap_counts(format: Format, shards: Sequence[Shard], origin: Origin) -> list[Counts | None]:
     """Count the shards if the format can without opening them; the first one tells whether it can."""
     first = format.count(shards[0], origin)
     if first is None:
         return [None] * len(shards)
-    with ThreadPoolExecutor(_COUNT_THREADS) as threads:
-        return [first, *threads.map(lambda shard: format.count(shard, origin), shards[1:])]
+    counts: list[Counts | None] = [first] * len(shards)
+    for number, count in in_threads(lambda shard: format.count(shard, origin), shards[1:], threads=_COUNT_THREADS):
+        counts[number + 1] = count
+    return counts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 from iostack.cache.folder import cache_folder
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard
+from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import detect
 from iostack.corpus.manifest import SIDECAR, Manifest, manifest_of
 from iostack.corpus.place import Place
@@ -53,18 +53,19 @@ def build_manifest(
     known = _known_counts(before)
     counts: list[Counts | None] = [known.get(shard) for shard in found.shards]
     changed = [number for number, count in enumerate(counts) if count is None]
-    with ThreadPoolExecutor(threads, thread_name_prefix="iostack-index") as pool:
-        futures = {pool.submit(_count, place, found.format, found.shards[number]): number for number in changed}
-        try:
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    counts[futures[future]] = future.result()
-                if progress is not None:
-                    progress(len(changed) - len(waiting), len(changed))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    num_done = 0
+
+    def show() -> None:
+        if progress is not None:
+            progress(num_done, len(changed))
+
+    def count(number: int) -> Counts:
+        return _count(place, found.format, found.shards[number])
+
+    for at, count_of_one in in_threads(count, changed, threads=threads, tick=show):
+        counts[changed[at]] = count_of_one
+        num_done += 1
+        show()
     manifest = manifest_of(found.format.name, found.shards, counts)
     if before is not None and not changed and before.fingerprint == manifest.fingerprint:
         return Indexed(before, _manifest_file(place), 0, found.ignored)

@@ -34,6 +34,11 @@ def uri_below(uri: str, path: str) -> str:
     return f"{base.rstrip('/')}/{path}{query}"
 
 
+def object_uri(uri: str, path: str) -> str:
+    """Return how messages name an object of the corpus at ``uri``, which may be that object itself."""
+    return uri if split_query(uri)[0].endswith(f"/{path}") else uri_below(uri, path)
+
+
 def open_origin(uri: str, options: Mapping[str, Any]) -> Origin:
     """Open the storage behind ``uri`` with the plugin that serves its scheme.
 

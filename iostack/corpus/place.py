@@ -12,7 +12,7 @@ from iostack.cache.residency import Item, Residency
 from iostack.cache.whole_objects import WholeObjects
 from iostack.corpus.contracts import Format, ObjectInfo, Origin, Shard, ShardFiles
 from iostack.corpus.manifest import SIDECAR, Manifest, load_manifest
-from iostack.corpus.origins import open_origin, split_query, uri_below
+from iostack.corpus.origins import object_uri, open_origin, uri_below
 from iostack.errors import ShardError, redact
 
 
@@ -61,7 +61,7 @@ class Place:
 
     def name(self, path: str) -> str:
         """Return the URI of one object, without credentials."""
-        return self.uri if split_query(self.uri)[0].endswith(f"/{path}") else uri_below(self.uri, path)
+        return object_uri(self.uri, path)
 
     def item(self, info: ObjectInfo, compression: str) -> Item:
         """Return what the residency is asked for; a local compressed file counts as it is now."""

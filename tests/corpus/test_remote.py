@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,6 +190,45 @@ def test_storage_options_reach_the_file_system(tmp_path: Path) -> None:
     assert corpus.num_shards == 1
     with pytest.raises(OriginError, match="local files take no storage options: anon"):
         iostack.open_corpus(tmp_path, anon=True)
+
+
+def test_a_store_that_falls_silent_is_given_up_and_the_object_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iostack_fsspec._PATIENCE_S", 0.3)
+    with http_store.serve({"/c/a.jsonl": _jsonl(2000)}) as store:
+        corpus = iostack.open_corpus(f"{store.uri}/c/")
+        store.stall.add("/c/a.jsonl")
+        with pytest.raises(OriginError, match=rf"{store.uri}/c/a.jsonl: TimeoutError: nothing came for 0.3 s"):
+            corpus.open_shard(0)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "tokens"])
+def test_an_interrupt_ends_counting_although_the_store_hangs(tmp_path: Path, format: str) -> None:
+    if format == "tokens":
+        objects = {
+            f"/c/{path.name}": path.read_bytes()
+            for name in "ab"
+            for path in corpora.write_tokens(tmp_path / name, corpora.documents(20))
+        }
+    else:
+        objects = {"/c/a.jsonl": _jsonl(2000), "/c/b.jsonl": _jsonl(2000)}
+    with http_store.serve(objects) as store:
+        store.stall.update(objects)
+        command = [sys.executable, "-m", "iostack", "index", f"{store.uri}/c/"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert store.half_sent.wait(60)
+            process.send_signal(signal.SIGINT)
+            begun = time.monotonic()
+            process.communicate(timeout=30)  # the store would hang for 60 s
+            assert process.returncode == 130
+            assert time.monotonic() - begun < 5
+
+
+def test_a_store_that_fails_is_not_taken_for_one_that_holds_nothing() -> None:
+    with http_store.serve({"/c/a.jsonl": _jsonl(3)}) as store:
+        corpus = iostack.open_corpus(f"{store.uri}/c/")
+        store.fails = True
+        with pytest.raises(OriginError, match="503"):
+            corpus.open_shard(0)
 
 
 FORK = """
