@@ -33,7 +33,9 @@ class Evaluation(Callback):
     """Evaluates every so many steps, and at the last one, always on the same batches in the same order.
 
     ``steps`` batches of ``data.batch_size`` are used, or one whole pass if 0. Ranks whose part of the pass ends early
-    go on with rows that are not valid until all have ended.
+    go on with rows that are not valid until all have ended. The batches are the same for every number of ranks, since
+    the lanes are those of one rank; text that is tokenised on the fly costs more where the ranks do not divide these
+    (8 to 64, a power of two): ranks that share a lane all tokenise it.
     """
 
     def __init__(
@@ -51,10 +53,13 @@ class Evaluation(Callback):
 
     def on_run_start(self, run: Run) -> None:
         """Open the corpus: a URI that cannot be read ends the run here, not hours later."""
+        data = run.settings.data.model_copy(update={"lanes": "auto"})
         source = Source(open_held_out(self._uri, run.settings.data, self._storage_options))
+        with open_loader([source], data, data_rank=0, data_ranks=1, device=torch.device("cpu")) as alone:
+            lanes = alone.lanes
         self._loader = open_loader(
             [source],
-            run.settings.data.model_copy(update={"lanes": "auto"}),
+            data.model_copy(update={"lanes": lanes}),
             data_rank=run.program.data_rank,
             data_ranks=run.program.data_ranks,
             device=run.program.device,
@@ -86,6 +91,7 @@ class Evaluation(Callback):
         metrics = EvaluationMetrics(step, loss_sum / tokens, tokens, batches)
         if self._lines:
             self._lines.write(asdict(metrics))
+            self._lines.sync()  # a checkpoint of this step may follow
         run.say(f"step {step}  evaluation loss {metrics.evaluation_loss:.4f} over {tokens:,} tokens")
         run.evaluated(metrics)
 

@@ -33,7 +33,7 @@ class StepMetrics:
     tokens: int
     """Tokens with a loss."""
     seconds: float
-    """Wall time since the step before."""
+    """Wall time of the step on rank 0, from asking for its batch on; saves, evaluations and callbacks are left out."""
     data_wait_s: float
     """Part of ``seconds`` that the slowest rank waited for its batch."""
     position: int

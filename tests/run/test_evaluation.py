@@ -30,6 +30,19 @@ def test_a_whole_pass_gives_the_same_loss_on_one_rank_and_on_two(run, held_out, 
     assert "evaluation loss" in one.err
 
 
+@pytest.mark.distributed
+def test_the_first_batches_are_the_same_on_three_ranks_whose_lanes_would_be_others(run, held_out, tmp_path):
+    settings = ("-s", "train.steps=1", "-s", f"evaluation.uri={held_out}", "-s", "evaluation.steps=5")
+    settings += ("-s", "data.batch_size=12", "-s", "train.learning_rate=1e-9")
+    other = runs.Run(run.corpus, run.settings, tmp_path / "other")
+    assert (run.train(*settings).code, other.train(*settings, procs=3).code) == (0, 0)
+
+    [ours], [theirs] = (runs.read_lines(each.folder / "evaluation.jsonl") for each in (run, other))
+
+    assert ours["tokens"] == theirs["tokens"]
+    assert ours["evaluation_loss"] == pytest.approx(theirs["evaluation_loss"], rel=1e-6)
+
+
 def test_evaluating_does_not_change_the_training(run, held_out, tmp_path):
     other = runs.Run(run.corpus, run.settings, tmp_path / "other")
     assert run.train("-s", "train.steps=6").code == 0

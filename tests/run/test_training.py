@@ -92,3 +92,17 @@ def test_an_interval_of_time_saves_by_the_clock(run):
 def test_never_saves_at_the_end_all_the_same(run):
     ended = run.train("-s", "checkpoint.every=never", "-s", "train.steps=9")
     assert re.findall(r"^step (\d+)  saved", ended.err, re.MULTILINE) == ["9"]
+
+
+def test_a_sample_stands_once_in_its_file_after_steps_were_made_again(run, tmp_path):
+    sampling = ("-s", "callbacks.sample.every=2", "-s", "callbacks.sample.tokens=5")
+    assert run.train(*sampling, "-s", "train.steps=8", "-s", "checkpoint.every=3").code == 0
+    text = (run.folder / "samples.txt").read_text()
+    assert re.findall(r"(?m)^--- step (\d+)$", text) == ["2", "4", "6", "8"]
+    [newest] = (run.folder / "checkpoints" / "manifests").glob("8.*")
+    newest.unlink()
+
+    ended = run.train(*sampling, "-s", "train.steps=8")
+
+    assert "resuming after step 6" in ended.err
+    assert (run.folder / "samples.txt").read_text() == text
