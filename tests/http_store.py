@@ -14,7 +14,7 @@ class Store:
     """Objects by path (``/a.jsonl``). ``gets`` counts the whole bodies sent for each; ``asked`` lists what GET requests named.
 
     An object named with a query answers to that query alone; others are served whatever query is asked.
-    With ``fails`` every answer is 503.
+    With ``fails`` every answer is 503. ``versions`` is a header to send with every object instead of its ETag.
     ``half_sent`` is set once a body of a path in ``stall`` is half sent; the rest follows when ``go_on`` is set.
     """
 
@@ -28,6 +28,7 @@ class Store:
         self.half_sent = threading.Event()
         self.go_on = threading.Event()
         self.fails = False
+        self.versions: tuple[str, str] | None = None
         self.uri = ""
 
     def wait_for_heads(self, path: str, count: int) -> None:
@@ -106,5 +107,6 @@ class _Handler(BaseHTTPRequestHandler):
         if html:
             self.send_header("Content-Type", "text/html")
         elif body is not None:
-            self.send_header("ETag", f'"{hashlib.md5(body).hexdigest()}"')
+            header, value = self.store.versions or ("ETag", f'"{hashlib.md5(body).hexdigest()}"')
+            self.send_header(header, value)
         self.end_headers()

@@ -25,6 +25,10 @@ class Source(Protocol):
 
     uri: str
 
+    def info(self, path: str) -> object | None:
+        """Return what an object is like now, size and version, to be compared with ``==``; None if it is not there."""
+        ...
+
     def local_path(self, path: str) -> Path | None:
         """Return the path of an object that is already a local file, else None."""
         ...
@@ -45,7 +49,7 @@ class Residency(Protocol):
         """Return the local file of an object, bringing it here first; idempotent.
 
         Raises:
-            OriginError: it could not be fetched, is not of the promised size, or nobody made progress in time.
+            OriginError: it could not be fetched, is not of the promised size, is replaced all the time, or nobody made progress in time.
             ShardError: it cannot be decompressed.
             CacheError: the cache folder cannot take it.
         """

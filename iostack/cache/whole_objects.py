@@ -1,6 +1,6 @@
 """Whole objects in a folder: each is filled once, by one process, and appears complete or not at all.
 
-absent ──lock──> filling (.part) ──size checked, fsync, rename──> resident
+absent ──lock──> filling (.part) ──size and version checked, fsync, rename──> resident
    ^                 │ killed: the lock goes with the process
    └─────────────────┘ the next one to fill starts the .part anew
 """
@@ -90,14 +90,24 @@ class WholeObjects:
                 f"{max(0, free - FREE_FLOOR_BYTES):,} are free",
                 hint="free some space, or name another folder with --cache-dir or IOSTACK_CACHE",
             )
-        destination.unlink(missing_ok=True)
-        self._source.fetch(item.path, destination)
+        if not self._fetch_unchanged(item, destination) and not self._fetch_unchanged(item, destination):
+            raise OriginError(
+                f"{self._source.uri} {item.path}: it was replaced while it was fetched, twice",
+                hint="wait until nobody writes it, then run: iostack index URI",
+            )
         size = destination.stat().st_size
         if size != item.bytes:
             raise OriginError(
                 f"{self._source.uri} {item.path}: {size:,} bytes came instead of {item.bytes:,}",
                 hint="the object changes while it is read, or the store cut the answer short: try again",
             )
+
+    def _fetch_unchanged(self, item: Item, destination: Path) -> bool:
+        """Fetch an object; return whether it is the same as before: parts of two versions may be of the right size."""
+        destination.unlink(missing_ok=True)
+        before = self._source.info(item.path)
+        self._source.fetch(item.path, destination)
+        return self._source.info(item.path) == before
 
     def _sweep_once(self) -> None:
         if not self._swept:

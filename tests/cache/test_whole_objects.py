@@ -31,6 +31,11 @@ class FolderSource:
         self.uri = "test://folder"
         self.folder = folder
         self.num_fetches = 0
+        self.replace_during: set[int] = set()
+
+    def info(self, path: str) -> object | None:
+        file = self.folder / path
+        return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else None
 
     def local_path(self, path: str) -> Path | None:
         return None
@@ -38,6 +43,10 @@ class FolderSource:
     def fetch(self, path: str, destination: Path) -> None:
         self.num_fetches += 1
         shutil.copyfile(self.folder / path, destination)
+        if self.num_fetches in self.replace_during:
+            body = bytes([self.num_fetches]) * len(BODY)
+            (self.folder / path).write_bytes(body)
+            os.utime(self.folder / path, ns=(self.num_fetches, self.num_fetches))
 
 
 @pytest.fixture
@@ -79,6 +88,19 @@ def test_a_wrong_size_is_refused_and_leaves_nothing(source: FolderSource, cache_
     cache = WholeObjects(source, cache_dir, namespace="n")
     with pytest.raises(OriginError, match="1,048,576 bytes came instead of 1,048,577"):
         cache.bring(Item("object", len(BODY) + 1))
+    assert _files(cache_dir) == []
+
+
+def test_an_object_replaced_while_it_was_fetched_is_fetched_again(source: FolderSource, cache_dir: Path) -> None:
+    source.replace_during = {1}
+    assert WholeObjects(source, cache_dir, namespace="n").bring(ITEM).read_bytes() == b"\1" * len(BODY)
+    assert source.num_fetches == 2
+
+
+def test_an_object_replaced_again_and_again_is_named_and_leaves_nothing(source: FolderSource, cache_dir: Path) -> None:
+    source.replace_during = {1, 2}
+    with pytest.raises(OriginError, match="test://folder object: it was replaced while it was fetched, twice"):
+        WholeObjects(source, cache_dir, namespace="n").bring(ITEM)
     assert _files(cache_dir) == []
 
 

@@ -141,6 +141,16 @@ def test_a_replaced_object_is_fetched_anew() -> None:
         assert sample["text"].startswith("LINE")
 
 
+def test_a_version_may_be_a_date() -> None:
+    with http_store.serve({"/c/a.jsonl": _jsonl(3)}) as store:
+        store.versions = ("Last-Modified", "Sat, 01 Jan 2000 00:00:00 GMT")
+        iostack.open_corpus(f"{store.uri}/c/").open_shard(0)
+        store.objects["/c/a.jsonl"] = _jsonl(3).replace(b"line", b"LINE")
+        store.versions = ("Last-Modified", "Sun, 02 Jan 2000 00:00:00 GMT")
+        sample = iostack.open_corpus(f"{store.uri}/c/").open_shard(0).read([0])[0]
+        assert sample["text"].startswith("LINE")
+
+
 def test_a_remote_shard_that_shrank_is_named(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe("/bucket/a.jsonl", _jsonl(10))
     corpus = iostack.open_corpus("memory://bucket")
