@@ -25,15 +25,27 @@ def attempts(folder: Path) -> list[str]:
 )
 def test_the_newest_steps_stay(tmp_path: Path, keep: int, kept: list[str]) -> None:
     save_steps(tmp_path, 1, 2, 3, 4, keep=keep)
-    assert manifests(tmp_path) == attempts(tmp_path) == kept
+    assert manifests(tmp_path) == kept
+    Checkpointer(str(tmp_path)).begin({"model": "test"})
+    assert attempts(tmp_path) == kept
 
 
 def test_the_step_that_was_restored_stays_since_it_is_known_to_be_readable(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2, keep=2)
     save_steps(tmp_path, 3, 4, 5, 6, keep=2)
-    assert manifests(tmp_path) == attempts(tmp_path) == ["2.1", "5.2", "6.2"]
+    assert manifests(tmp_path) == ["2.1", "5.2", "6.2"]
     save_steps(tmp_path, 7, 8, keep=2)
     assert manifests(tmp_path) == attempts(tmp_path) == ["6.2", "7.3", "8.3"]
+
+
+def test_the_data_of_a_step_outlives_its_manifest_until_the_next_save(tmp_path: Path) -> None:
+    checkpoints = Checkpointer(str(tmp_path), keep=1)
+    checkpoints.begin({})
+    there = []
+    for step in (1, 2, 3):
+        checkpoints.save(step, tensors_of(step), {}, settings={})
+        there.append((manifests(tmp_path), attempts(tmp_path)))
+    assert there == [(["1.1"], ["1.1"]), (["2.1"], ["1.1", "2.1"]), (["3.1"], ["2.1", "3.1"])]
 
 
 def test_an_incomplete_step_does_not_count(tmp_path: Path) -> None:
@@ -58,6 +70,8 @@ def test_a_manifest_goes_before_its_data(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(LocalStore, "delete_folder", watched)
     save_steps(tmp_path, 1, 2, 3, keep=1)
+    assert seen == ["steps/1.1-0"]
+    Checkpointer(str(tmp_path)).begin({"model": "test"})
     assert seen == ["steps/1.1-0", "steps/2.1-1"]
 
 
@@ -85,12 +99,12 @@ def test_what_cannot_be_deleted_does_not_stop_the_run(
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(LocalStore, "delete_folder", refuse)
-    save_steps(tmp_path, 1, 2, keep=1)
+    save_steps(tmp_path, 1, 2, 3, keep=1)
     assert "could not be deleted" in caplog.text
     monkeypatch.undo()
-    save_steps(tmp_path, 3, keep=1)
-    assert attempts(tmp_path) == manifests(tmp_path) == ["2.1", "3.2"]
-    assert loaded_step(tmp_path) == 3
+    save_steps(tmp_path, 4, keep=1)
+    assert attempts(tmp_path) == manifests(tmp_path) == ["3.1", "4.2"]
+    assert loaded_step(tmp_path) == 4
 
 
 def test_latest_json_names_the_newest_step(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
       |  compared    what several ranks hold has the same bytes on all of them
       |  written     each rank: safetensors files, fsync, then its rank file      steps/<step>.<generation>-<attempt>/
       |  committed   one rank: the index, then the manifest, created conditionally       manifests/<step>.<generation>.json
-      v  collected   older steps beyond `keep` are deleted, manifest first
+      v  collected   manifests of older steps beyond `keep` are deleted; their data goes at the next save or start
 
 A process that dies before ``committed`` leaves a folder that no manifest names: the step before stays the newest. A rank
 that fails makes all ranks raise the same CheckpointError, and what the attempt wrote is deleted.
@@ -140,6 +140,8 @@ class Checkpointer:
         exchange, store, parent = self._exchange, self._store, self._parent
         doing = f"step {step} was not saved"
         attempt = self._open_attempt(step, doing)
+        if exchange.rank == 0:
+            collect_orphans(store, generation=attempt.id.generation)
         plan = self._planner.plan(tensors, doing)
         self._planner.check_equal(plan, tensors, doing)
 

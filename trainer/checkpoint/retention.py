@@ -1,5 +1,8 @@
 """What is deleted, and in which order: the manifest first, so that a step is whole or not there, then its data.
 
+The data goes at the next save or start, not at once: whoever read the manifest just before has had that long to read the
+step. It goes before the next step is written, so that no more space is taken than if it went at once.
+
 Only the process that holds the newest generation deletes. It keeps the newest complete steps of the lineage, and the
 step that it was restored from: that one is known to be readable, as nothing newer is. What could not be deleted is
 logged and tried again after the next save.
@@ -21,16 +24,15 @@ logger = logging.getLogger(__name__)
 
 
 def collect(store: Store, *, generation: int, keep: int, verified: StepId | None) -> None:
-    """Delete the steps that are not to be kept; ``keep`` complete steps of the lineage stay, all if it is 0.
+    """Delete the manifests of steps that are not to be kept: ``keep`` complete ones of the lineage stay, all if it is 0.
 
-    Failures are logged, never raised.
+    ``collect_orphans`` deletes their data later. Failures are logged, never raised.
     """
     try:
         if keep and newest_generation(store) == generation:
             kept = _kept(store, keep)
             if kept:
                 _delete_steps(store, kept | {verified}, generation)
-                collect_orphans(store, generation=generation)
     except (OSError, CheckpointError) as error:
         logger.warning("old checkpoints in %s could not be deleted: %s", store.uri, error)
 
@@ -44,8 +46,8 @@ def collect_orphans(store: Store, *, generation: int) -> None:
         for attempt in filter(None, map(parse_attempt, store.folders(STEPS))):
             if attempt.id not in saved and attempt.id < newest:
                 store.delete_folder(attempt.folder)
-    except OSError as error:
-        logger.warning("unfinished checkpoints in %s could not be deleted: %s", store.uri, error)
+    except (OSError, CheckpointError) as error:
+        logger.warning("unfinished or old checkpoints in %s could not be deleted: %s", store.uri, error)
 
 
 def delete_attempt(store: Store, attempt: Attempt) -> None:
