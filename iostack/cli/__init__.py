@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import click
 
 from iostack import __version__
-from iostack.errors import IostackError, redact
+from iostack.errors import IostackError, UsageError, redact
 from iostack.registry import registry
 
 _OURS = ("bench", "index", "inspect", "plugins")
@@ -49,7 +49,10 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            raise click.UsageError(error.message + registry().blame_broken(), ctx) from error
+            from iostack.suggest import closest  # its difflib costs each start 2 ms
+
+            hint = f"{closest(args[0], self.list_commands(ctx))} see: {ctx.command_path} --help"
+            raise UsageError(error.message + registry().blame_broken(), hint=hint) from error
 
 
 @click.command(cls=_Commands, epilog=_EXAMPLES)

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from iostack.corpus.contracts import Format, ObjectInfo, Shard
 from iostack.errors import FormatError, UsageError
 from iostack.registry import registry
+from iostack.suggest import closest
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -42,7 +43,7 @@ def format_named(name: str) -> Format:
     if name not in known:
         raise UsageError(
             f"there is no format {name!r}{registry().blame_broken()}",
-            hint=f"installed formats: {', '.join(sorted(known))}",
+            hint=closest(name, known),
         )
     return known[name]
 

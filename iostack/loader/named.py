@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -11,6 +10,7 @@ from typing import Any, cast
 from iostack.corpus.contracts import Tokenizer, Transform
 from iostack.errors import SettingsError
 from iostack.registry import registry
+from iostack.suggest import closest
 
 TransformSpec = str | Mapping[str, Any] | Transform
 """A name, a table {name = ..., option = ...}, or a callable."""
@@ -73,6 +73,6 @@ def _as_json(table: Mapping[str, Any]) -> dict[str, Any]:
 def _find(what: str, name: str, offered: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
     if name in offered:
         return offered[name]
-    near = difflib.get_close_matches(name, offered, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(offered))}"
-    raise SettingsError(f"no plugin offers a {what} named {name!r}{registry().blame_broken()}", hint=hint)
+    raise SettingsError(
+        f"no plugin offers a {what} named {name!r}{registry().blame_broken()}", hint=closest(name, offered)
+    )

@@ -125,7 +125,26 @@ def test_a_wrong_request_exits_with_2(
     assert cli.main(arguments) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert said in error
-    assert hint.startswith("hint: see: iostack")
+    assert hint.startswith("hint: ")
+    assert "see: iostack" in hint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["inspekt"], "did you mean 'inspect'? see: iostack --help"),
+        (["inspect", ".", "--format", "jsnol"], "did you mean 'jsonl'?"),
+        (["inspect", ".", "--format", "parquet"], "there are: "),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_closest(
+    arguments: list[str], hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    assert cli.main(arguments) == 2
+    assert f"hint: {hint}" in capsys.readouterr().err
 
 
 PLUGIN = """
