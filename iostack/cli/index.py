@@ -26,7 +26,8 @@ def index(
 ) -> None:
     """Count the samples of every shard of URI and write its manifest.
 
-    With a manifest a corpus opens at once, knows its length and is shuffled as a whole. Run it again after shards were
+    With a manifest a corpus opens at once, knows its length and is shuffled as a whole. Index before training: a run
+    that was started without a manifest, or with another one, cannot resume after it was written. Run it again after shards were
     added or changed: only those are counted. Shards that cannot be read are reported by name, and nothing is written.
     """
     from iostack.corpus.index import build_manifest

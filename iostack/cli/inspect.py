@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from iostack.corpus.contracts import Sample
     from iostack.corpus.corpus import Corpus
 
+# Counts are part of the fingerprint, by which a run knows its corpus.
+_INDEX = "run iostack index URI, before a run: one started without it cannot resume after it"
 _COUNT_UP_TO_BYTES = 256 << 20
 _SHOWN_LETTERS = 100
 _SHOWN_ITEMS = 8
@@ -83,10 +85,10 @@ def _print(facts: dict[str, Any], first: Sample) -> None:
         "uri": facts["uri"],
         "format": facts["format"],
         "shards": f"{facts['shards']:,}",
-        "samples": "not counted yet: iostack index URI" if facts["samples"] is None else f"{facts['samples']:,}",
+        "samples": f"not counted yet: {_INDEX}" if facts["samples"] is None else f"{facts['samples']:,}",
         "tokens": None if facts["tokens"] is None else f"{facts['tokens']:,}",
         "bytes": f"{facts['bytes']:,}",
-        "manifest": "yes" if facts["indexed"] else "none: iostack index URI writes it",
+        "manifest": "yes" if facts["indexed"] else f"none: {_INDEX}",
         "fingerprint": facts["fingerprint"],
         "ignored": ", ".join(ignored[:3]) + more if ignored else None,
     }

@@ -74,7 +74,8 @@ def test_inspect_prints_for_people(jsonl: Path, capsys: pytest.CaptureFixture[st
     assert main(["inspect", str(jsonl)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "samples      15" in lines
-    assert "manifest     none: iostack index URI writes it" in lines
+    advice = "run iostack index URI, before a run: one started without it cannot resume after it"
+    assert f"manifest     none: {advice}" in lines
     assert "  text  str       'line 0 '" in lines
 
 
@@ -92,7 +93,7 @@ def test_a_large_corpus_without_a_manifest_is_not_counted(
     monkeypatch.setattr("iostack.cli.inspect._COUNT_UP_TO_BYTES", 10)
     assert _json(capsys, "inspect", jsonl)["samples"] is None
     assert main(["inspect", str(jsonl)]) == 0
-    assert "samples      not counted yet: iostack index URI" in capsys.readouterr().out
+    assert "samples      not counted yet: run iostack index URI" in capsys.readouterr().out
 
 
 def test_index_writes_the_manifest_and_counts_only_what_changed(
