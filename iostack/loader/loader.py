@@ -178,17 +178,16 @@ class Loader(IterableDataset[Batch]):
         self._running = host = self._batches.batches(self.position, self._end(), self._cursors)
         batches = to_device(host, self._device)
         try:
-            while True:
-                started = time.perf_counter()
-                batch = next(batches, None)
+            started = time.perf_counter()
+            for columns, next_position, cursors in batches:
                 self.data_wait_s += time.perf_counter() - started
-                if batch is None:
-                    break
-                self.position = batch.next_position
-                for source, lanes in batch.cursors.items():
+                self.position = next_position
+                for source, lanes in cursors.items():
                     self._cursors.setdefault(source, {}).update(lanes)
-                yield batch.columns
+                yield columns
                 self._refuse_ended(iteration)
+                started = time.perf_counter()
+            self.data_wait_s += time.perf_counter() - started
         finally:
             host.close()
         self.position, self._cursors = 0, {}

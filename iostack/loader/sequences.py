@@ -7,6 +7,7 @@ units, and the consumer gathers up to 64 batches at once. The first blocks are s
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -50,20 +51,19 @@ class SequenceBatches:
         held beyond the end would be tokenised for nothing.
         """
         try:
-            yield from self._batches(position, end, cursors)
+            for source in self._sources:
+                source.restore(cursors, position % self._schedule.lanes)
+            for block in self._blocks(position, end):
+                yield from block
         finally:
             for source in self._sources:
                 source.stop()
 
-    def _batches(self, position: int, end: int | None, cursors: Cursors) -> Iterator[LoadedBatch]:
+    def _blocks(self, position: int, end: int | None) -> Iterator[list[LoadedBatch]]:
         topology = self._schedule.topology
-        for source in self._sources:
-            source.restore(cursors, position % self._schedule.lanes)
-        most = (
-            1
-            if self._ends_by_data
-            else max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._width * 8)))
-        )
+        most = max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._width * 8)))
+        if self._ends_by_data:
+            most = 1
         size = 1
         while end is None or position < end:
             if end is not None:
@@ -73,7 +73,7 @@ class SequenceBatches:
                 buffers.valid[positions >= end] = False
             is_finished = self._ends_by_data and all(source.is_finished() for source in self._sources)
             if not is_finished or buffers.valid.any():
-                yield from self._split(buffers, position)
+                yield self._split(buffers, position)
             if is_finished:
                 return
             position += size * topology.batch_size
@@ -95,16 +95,19 @@ class SequenceBatches:
                 source.fill(draws, buffers)
         return buffers, block.positions
 
-    def _split(self, buffers: Buffers, position: int) -> Iterator[LoadedBatch]:
+    def _split(self, buffers: Buffers, position: int) -> list[LoadedBatch]:
         shape = (buffers.num_batches, buffers.rows)
         buffers.identities[~buffers.valid] = 0
         tokens = torch.from_numpy(buffers.tokens).view(*shape, -1).unbind(0)
         valid = torch.from_numpy(buffers.valid).view(shape).unbind(0)
         identities = torch.from_numpy(buffers.identities).view(shape).unbind(0)
-        for index in range(buffers.num_batches):
-            position += self._schedule.topology.batch_size
-            columns = {"tokens": tokens[index], "valid": valid[index], "sample_ids": identities[index]}
-            yield LoadedBatch(columns, position, buffers.cursors[index])
+        next_positions = count(position + self._schedule.topology.batch_size, self._schedule.topology.batch_size)
+        return [
+            LoadedBatch({"tokens": tokens, "valid": valid, "sample_ids": identities}, next_position, cursors)
+            for tokens, valid, identities, next_position, cursors in zip(
+                tokens, valid, identities, next_positions, buffers.cursors
+            )
+        ]
 
     def wait_s(self) -> dict[str, float]:
         """Return the seconds that the consumer has waited so far, by stage."""

@@ -44,12 +44,10 @@ class TokenSource(IndexedSource):
         buffers.identities[draws.places] = row_identities(self.number, located.shards, located.rows)
         rows = out if len(draws.places) == len(out) else map(out.__getitem__, draws.places.tolist())
         width = self.seq_len + 1
-        maps = self._maps
-        for row, shard, start in zip(rows, located.shards.tolist(), starts.tolist(), strict=True):
-            mapped = maps.get(shard)
-            if mapped is None:
-                mapped = self._map(shard)
-            row[:] = mapped[start : start + width]
+        shards = located.shards.tolist()
+        maps = {shard: self._map(shard) for shard in set(shards)}
+        for row, shard, start in zip(rows, shards, starts.tolist(), strict=True):
+            row[:] = maps[shard][start : start + width]
 
     def close(self) -> None:
         """Stop fetching, and let go of the maps."""
@@ -57,6 +55,9 @@ class TokenSource(IndexedSource):
         self._maps.clear()
 
     def _map(self, shard: int) -> NDArray[np.integer[Any]]:
+        mapped = self._maps.get(shard)
+        if mapped is not None:
+            return mapped
         opened, origin_s = with_origin_s(self.residency.reader, shard)
         self._waited = self._waited.add(origin_s, origin_s)
         reader = cast(TokenShardReader, opened)

@@ -24,13 +24,21 @@ def sequence_starts(tokens: Int64s, seq_len: int, seed: int, epochs: Int64s, sha
 
     The phase is keyed by (epoch, shard), so the tail that is too short for a sequence rotates from epoch to epoch.
     """
-    slack = (tokens[shards] - 1) % seq_len
-    phases = np.empty_like(rows)
-    for epoch in np.unique(epochs) if len(epochs) else ():
+    starts = rows * seq_len
+    first = int(epochs[0]) if len(epochs) else 0
+    if (epochs == first).all():
+        return starts + _phases(tokens[shards], seq_len, seed, first, shards)
+    for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        hashes = keyed_hash(derive_key(seed, _PHASE, int(epoch)), shards[chosen].astype(np.uint64))
-        phases[chosen] = (hashes % (slack[chosen] + 1).astype(np.uint64)).astype(np.int64)
-    return phases + rows * seq_len
+        starts[chosen] += _phases(tokens[shards[chosen]], seq_len, seed, int(epoch), shards[chosen])
+    return starts
+
+
+def _phases(tokens: Int64s, seq_len: int, seed: int, epoch: int, shards: Int64s) -> Int64s:
+    """Return where the first sequence of each of ``shards``, which hold ``tokens`` tokens, begins in an epoch."""
+    num_phases = (tokens - 1) % seq_len + 1
+    hashes = keyed_hash(derive_key(seed, _PHASE, epoch), shards.view(np.uint64))
+    return (hashes % num_phases.view(np.uint64)).view(np.int64)
 
 
 def unit_phase(tokens: int, seq_len: int, seed: int, epoch: int, unit: int) -> int:
