@@ -63,6 +63,10 @@ class Tokens:
         return header.counts
 
     def open(self, files: ShardFiles) -> TokensReader:
+        if not files.companions:
+            raise ShardError(
+                f"{files.name}: the manifest names no .idx for it", hint="write it anew: iostack index URI"
+            )
         stream = map_shard(files.path, name=files.name)
         index = map_shard_index(files.companions[0], name=files.name)
         header = _read_header(bytes(index[: _HEADER.size]), len(index), len(stream), files.name)

@@ -64,6 +64,9 @@ class Origin(Protocol):
         ...
 
 
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""By suffix, the compressions that the cache undoes."""
+
 OpenOrigin = Callable[[str, Mapping[str, Any]], Origin]
 
 

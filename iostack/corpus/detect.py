@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from iostack.corpus.contracts import Format, ObjectInfo, Shard
+from iostack.corpus.contracts import COMPRESSIONS, Format, ObjectInfo, Shard
 from iostack.errors import FormatError, UsageError
 from iostack.registry import registry
 from iostack.suggest import closest
-
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from iostack.corpus.contracts import Counts, ObjectInfo, Shard
+from iostack.corpus.contracts import COMPRESSIONS, Counts, ObjectInfo, Shard
 from iostack.corpus.paths import check_path
 from iostack.errors import CorpusError
 
@@ -106,12 +106,14 @@ class Manifest:
                 ObjectInfo(check_path(str(path), source=self._source), int(size), str(etag))
                 for path, size, etag in companions
             )
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise self._damaged(f"shard {shard}: {error}") from error
+        if (compression := self._text("compression", shard)) not in ("", *COMPRESSIONS.values()):
+            raise self._damaged(f"shard {shard} is compressed as {compression[:40]!r}")
         return Shard(
             ObjectInfo(self.path(shard), int(self.bytes[shard]), self.etag(shard)),
             others,
-            self._text("compression", shard),
+            compression,
         )
 
     def counts(self, shard: int) -> Counts | None:

@@ -139,7 +139,7 @@ def _decimal(digits: bytes, where: str) -> int:
 
 
 def _records(block: bytes, where: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the PAX records of an extended header: ``LENGTH KEY=VALUE`` and a newline, LENGTH counting all of it."""
+    """Yield the PAX records that matter here of an extended header: ``LENGTH KEY=VALUE`` and a newline, LENGTH counting all of it."""
     at = 0
     while at < len(block) and block[at]:
         space = block.find(b" ", at, at + 20)
@@ -147,7 +147,9 @@ def _records(block: bytes, where: str) -> Iterator[tuple[str, bytes]]:
         key, equals, value = block[space + 1 : stop - 1].partition(b"=")
         if stop <= space or stop > len(block) or block[stop - 1 : stop] != b"\n" or not equals:
             raise _damaged(where, "an extended header that does not add up")
-        yield key.decode("utf-8", "replace"), value
+        # The others are dropped: the shared ones are looked at for every member, and there may be a million of them.
+        if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
+            yield key.decode("utf-8", "replace"), value
         at = stop
 
 

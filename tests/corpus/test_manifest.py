@@ -90,10 +90,16 @@ def test_counts_that_cannot_be_are_refused(samples: list[int]) -> None:
         _ = manifest.samples
 
 
-@pytest.mark.parametrize("companions", ["[", "[1]", '[["a"]]', '[["a", "x", ""]]', "[" * 100_000])
+@pytest.mark.parametrize("companions", ["[", "[1]", '[["a"]]', '[["a", "x", ""]]', '[["a", 1e999, ""]]', "[" * 100_000])
 def test_companions_that_are_none_are_refused(companions: str) -> None:
     manifest = manifest_from_columns(format="tokens", paths=["a"], bytes=[1], samples=[1], companions=[companions])
     with pytest.raises(CorpusError, match="the manifest is damaged"):
+        manifest.shard(0)
+
+
+def test_a_compression_that_nobody_undoes_is_refused() -> None:
+    manifest = manifest_from_columns(format="jsonl", paths=["a"], bytes=[1], samples=[1], compressions=["lz4"])
+    with pytest.raises(CorpusError, match="the manifest is damaged: shard 0 is compressed as 'lz4'"):
         manifest.shard(0)
 
 

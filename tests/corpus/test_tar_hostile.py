@@ -139,6 +139,14 @@ def test_an_extended_header_that_does_not_add_up_is_refused(records: bytes) -> N
         list(members(stream[:at] + records.ljust(512, b"\0") + stream[at + 512 :], source="a.tar"))
 
 
+def test_a_million_shared_records_are_not_looked_at_for_every_member() -> None:
+    records = b"".join(b"13 k%06d=v\n" % number for number in range(1_000_000))
+    shared = _info("pax", tarfile.XGLTYPE, size=len(records))
+    stream = shared.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+    archive = stream + _archive(*(_info(f"{number}.txt") for number in range(2000)))
+    assert len(list(members(archive, source="a.tar"))) == 2000
+
+
 def test_an_extended_header_without_a_member_is_refused() -> None:
     archive = _archive(_info("n" * 300 + ".txt"), format=tarfile.GNU_FORMAT)
     with pytest.raises(ShardError, match="without a member"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import iostack
 from iostack.corpus.contracts import TokenShardReader
+from iostack.corpus.manifest import SIDECAR, manifest_from_columns
 from iostack.errors import CorpusError, FormatError, ShardError
 
 HEADER_BYTES = 34
@@ -113,6 +114,16 @@ def test_an_index_that_does_not_fit_is_refused_before_anything_is_allocated(
     (tmp_path / "a.idx").write_bytes(index)
     (tmp_path / "a.bin").write_bytes(stream)
     with pytest.raises(ShardError, match=said):
+        iostack.open_corpus(tmp_path).open_shard(0)
+
+
+def test_a_manifest_that_names_no_index_is_refused(tmp_path: Path) -> None:
+    stream, _ = corpora.write_tokens(tmp_path / "a", corpora.documents(3))
+    size = stream.stat().st_size
+    (tmp_path / SIDECAR).parent.mkdir()
+    hostile = manifest_from_columns(format="tokens", paths=["a.bin"], bytes=[size], samples=[3])
+    (tmp_path / SIDECAR).write_bytes(hostile.to_bytes())
+    with pytest.raises(ShardError, match=r"a.bin: the manifest names no .idx"):
         iostack.open_corpus(tmp_path).open_shard(0)
 
 

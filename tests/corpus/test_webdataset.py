@@ -15,6 +15,7 @@ import corpora
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from iostack_webdataset import split_name
 
 import iostack
 from iostack.corpus.index import build_manifest
@@ -23,7 +24,7 @@ from iostack.errors import ShardError
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import webdataset
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
 
 def _ours(path: Path) -> list[Any]:
@@ -155,3 +156,14 @@ def test_rows_are_read_in_any_order_and_more_than_once(tmp_path: Path) -> None:
     expected = corpora.grouped(files)
     assert list(reader.read([29, 0, 7, 7])) == [expected[29], expected[0], expected[7], expected[7]]
     assert json.loads(reader.read([3])[0]["json"]) == {"i": 3}
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text("ab./", max_size=12))
+def test_names_are_split_as_webdataset_splits_them(name: str) -> None:
+    key, extension = base_plus_ext(name)
+    assert split_name(name) == (key or "", extension or "")
+
+
+def test_a_name_of_many_megabytes_is_split_at_once() -> None:
+    assert split_name("a/" * (8 << 20)) == ("", "")
