@@ -146,11 +146,28 @@ def test_a_file_that_shrinks_while_it_is_read_is_seen(folder: Path, monkeypatch:
     assert "rank-00000-000.safetensors ends at byte" in restored.skipped[0]
 
 
-def test_a_step_without_a_manifest_does_not_exist(folder: Path) -> None:
+def test_a_lost_manifest_of_the_newest_step_is_told(folder: Path) -> None:
     (folder / "manifests/2.1.json").unlink()
     restored = load(folder)
     assert restored is not None
+    assert restored.step == 1
+    assert "manifests/2.1.json is missing" in restored.skipped[0]
+
+
+def test_a_step_that_was_never_committed_does_not_exist(folder: Path) -> None:
+    (folder / "manifests/2.1.json").unlink()
+    (folder / "latest.json").write_text('{"generation":1,"step":1}')
+    restored = load(folder)
+    assert restored is not None
     assert (restored.step, restored.skipped) == (1, [])
+
+
+@pytest.mark.parametrize("hint", ["", "[]", '{"step": []}', '{"step": 1e999, "generation": 1}', "[" * 5000])
+def test_a_damaged_hint_is_ignored(folder: Path, hint: str) -> None:
+    (folder / "latest.json").write_text(hint)
+    restored = load(folder)
+    assert restored is not None
+    assert (restored.step, restored.skipped) == (2, [])
 
 
 def test_no_usable_step_at_all_is_an_error(folder: Path) -> None:

@@ -7,7 +7,7 @@
         rank-00000.json                       what rank 0 wrote: its done mark
         index.json.zst                        the pieces of all tensors, by column
     manifests/<step>.<generation>.json        its creation is the commit of the step
-    latest.json                               a hint for people; nothing here reads it
+    latest.json                               a hint: the last commit; tells only that a manifest is gone
 
 Paths are built from numbers only, so nothing that stands in a document can name a file outside its folder.
 """

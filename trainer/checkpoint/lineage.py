@@ -7,18 +7,22 @@ manifest of the highest generation is the head, and the chain of its parents is 
                              ^
     generation 2:            20.1 <- 30.2 <- 40.2   head
 
-Where a manifest of the chain cannot be read or is gone, the chain goes on with the newest one before it.
+Where a manifest of the chain cannot be read or is gone, the chain goes on with the newest one before it. That the manifest
+of the head itself is gone shows only in ``latest.json``, which named it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from iostack.errors import BrokenStepError
 from trainer.checkpoint.documents import ManifestFile
-from trainer.checkpoint.layout import GENERATIONS, MANIFESTS, StepId, parse_generation, parse_manifest
+from trainer.checkpoint.layout import GENERATIONS, LATEST, MANIFESTS, StepId, parse_generation, parse_manifest
 from trainer.checkpoint.manifest import read_manifest
 from trainer.checkpoint.store import Store
+
+_MAX_HINT_BYTES = 4096
 
 
 def saved_steps(store: Store) -> list[StepId]:
@@ -35,6 +39,12 @@ def lineage(store: Store) -> Iterator[tuple[StepId, ManifestFile | BrokenStepErr
     """Give the steps of the newest lineage from its head back, each with its manifest or with what is wrong with it."""
     saved = saved_steps(store)
     step = saved[0] if saved else None
+    lost = _named_by_hint(store)
+    if lost is not None and lost not in saved and (step is None or lost > step):
+        yield (
+            lost,
+            BrokenStepError(f"the manifest of step {lost.step} in {store.uri} is gone, though {LATEST} names it"),
+        )
     while step is not None:
         parent: StepId | None = None
         try:
@@ -47,6 +57,15 @@ def lineage(store: Store) -> Iterator[tuple[StepId, ManifestFile | BrokenStepErr
                 return
             parent = StepId(step=manifest.parent.step, generation=manifest.parent.generation)
         step = parent if parent in saved else _newest_before(step, saved)
+
+
+def _named_by_hint(store: Store) -> StepId | None:
+    """Return the step that the hint names, if there is a hint and it makes sense."""
+    try:
+        hint = json.loads(store.read(LATEST, limit=_MAX_HINT_BYTES))
+        return StepId(step=int(hint["step"]), generation=int(hint["generation"]))
+    except (OSError, BrokenStepError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError):
+        return None
 
 
 def _newest_before(step: StepId, saved: list[StepId]) -> StepId | None:
