@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
 from iostack.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @hookimpl
@@ -32,10 +33,14 @@ class ByteTokenizer:
     end_of_text = 256
 
     def encode(self, texts: Sequence[str]) -> Sequence[NDArray[np.integer[Any]]]:
+        import numpy as np
+
         # JSON can hold half of a surrogate pair: it gets the bytes that UTF-8 would give it.
         return [np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.uint16) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
+        import numpy as np
+
         values = np.asarray(ids, np.int64)
         # 0xFF occurs in no UTF-8, so ids that are no bytes become U+FFFD.
         return (

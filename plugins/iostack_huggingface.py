@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
 from iostack.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[EOS]", "[SEP]")
 
@@ -62,6 +63,8 @@ class HuggingFaceTokenizer:
         self.end_of_text: int = found[0]
 
     def encode(self, texts: Sequence[str]) -> Sequence[NDArray[np.integer[Any]]]:
+        import numpy as np
+
         encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(each.ids, np.int32) for each in encoded]
 

@@ -6,10 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
@@ -18,9 +15,13 @@ from iostack.corpus.mapping import Mapped, map_shard
 from iostack.corpus.row_index import RowIndex, load_or_build
 from iostack.errors import SampleError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 _MAX_LINE_BYTES = 256 << 20
 _BLOCK_BYTES = 16 << 20
-_BLANKS = np.frombuffer(b" \t\r\n", np.uint8)
+_BLANKS = b" \t\r\n"
 
 
 @hookimpl
@@ -60,6 +61,8 @@ class JsonlReader:
         self.counts = Counts(len(starts) - 1)
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        import numpy as np
+
         wanted = np.asarray(rows, np.int64)
         starts, stops = self._starts[wanted].tolist(), self._starts[wanted + 1].tolist()
         return [self._parse(start, stop) for start, stop in zip(starts, stops, strict=True)]
@@ -76,6 +79,8 @@ class JsonlReader:
         return sample
 
     def _bad(self, start: int, reason: str) -> SampleError:
+        import numpy as np
+
         line = 1 + sum(
             np.count_nonzero(_bytes(self._mapped, at, min(at + _BLOCK_BYTES, start)) == ord("\n"))
             for at in range(0, start, _BLOCK_BYTES)
@@ -87,11 +92,15 @@ class JsonlReader:
 
 
 def _bytes(mapped: Mapped, start: int, stop: int) -> NDArray[np.uint8]:
+    import numpy as np
+
     return np.frombuffer(mapped, np.uint8, stop - start, start)
 
 
 def _find_lines(mapped: Mapped) -> RowIndex:
     """Find where every line that is not blank starts, and the end of the file."""
+    import numpy as np
+
     size = len(mapped)
     first = 3 if mapped[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
     found = [np.array([first], np.int64)]
@@ -101,10 +110,8 @@ def _find_lines(mapped: Mapped) -> RowIndex:
     starts = np.concatenate(found)
     starts = starts[starts < size]
     if len(starts):
-        suspects = np.flatnonzero(np.isin(_bytes(mapped, 0, size)[starts], _BLANKS))
+        suspects = np.flatnonzero(np.isin(_bytes(mapped, 0, size)[starts], list(_BLANKS)))
         stops = np.append(starts, size)[suspects + 1]
-        blank = [
-            not mapped[a:b].strip(b" \t\r\n") for a, b in zip(starts[suspects].tolist(), stops.tolist(), strict=True)
-        ]
+        blank = [not mapped[a:b].strip(_BLANKS) for a, b in zip(starts[suspects].tolist(), stops.tolist(), strict=True)]
         starts = np.delete(starts, suspects[np.array(blank, bool)])
     return RowIndex({"start": np.append(starts, size)}, {})

@@ -15,15 +15,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
 from iostack.corpus.mapping import map_shard, map_shard_index
 from iostack.errors import FormatError, ShardError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
@@ -63,6 +64,8 @@ class Tokens:
         return header.counts
 
     def open(self, files: ShardFiles) -> TokensReader:
+        import numpy as np
+
         if not files.companions:
             raise ShardError(
                 f"{files.name}: the manifest names no .idx for it", hint="write it anew: iostack index URI"
@@ -92,6 +95,8 @@ class _Header:
 
 def _read_header(data: bytes, index_bytes: int, stream_bytes: int, name: str) -> _Header:
     """Check the header against the sizes of both files, before anything is allocated."""
+    import numpy as np
+
     if len(data) < _HEADER.size or not data.startswith(_MAGIC):
         raise ShardError(f"{name}: the .idx is no Megatron index", hint="write the shard again")
     _, version, code, num_sequences, num_marks = _HEADER.unpack(data[: _HEADER.size])
@@ -128,6 +133,8 @@ class TokensReader:
         return self._find_documents()
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        import numpy as np
+
         wanted = np.asarray(rows, np.int64)
         starts, stops = self._starts[wanted].tolist(), self._starts[wanted + 1].tolist()
         return [{"tokens": self.tokens[start:stop]} for start, stop in zip(starts, stops, strict=True)]
@@ -138,6 +145,8 @@ class TokensReader:
 
 def _document_starts(header: _Header, index: memoryview, name: str) -> NDArray[np.int64]:
     """Return where each document starts in tokens, and the end; checks the whole index against the stream."""
+    import numpy as np
+
     count, at = header.num_sequences, _HEADER.size
     lengths = np.frombuffer(index, "<i4", count, at)
     offsets = np.frombuffer(index, "<i8", count, at + 4 * count)

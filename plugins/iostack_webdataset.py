@@ -11,10 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
@@ -23,6 +20,9 @@ from iostack.corpus.mapping import Mapped, map_shard
 from iostack.corpus.row_index import RowIndex, load_or_build
 from iostack.corpus.tar_index import members
 from iostack.errors import ShardError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _SKIPPED = re.compile(r"__[^/]*__($|/)")
 
@@ -66,6 +66,8 @@ class TarReader:
         self.counts = Counts(len(self._ends) - 1)
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        import numpy as np
+
         wanted = np.asarray(rows, np.int64)
         starts, stops = self._ends[wanted].tolist(), self._ends[wanted + 1].tolist()
         key_starts, key_stops = self._key_ends[wanted].tolist(), self._key_ends[wanted + 1].tolist()
@@ -103,6 +105,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 def _group(mapped: Mapped, name: str) -> RowIndex:
     """Build the row index: of each sample its key and where its members end, of each member its name and place."""
+    import numpy as np
+
     keys: list[bytes] = []
     ends: list[int] = [0]
     places: list[tuple[int, int, int]] = []

@@ -13,17 +13,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from iostack.corpus.mapping import map_index
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"I64": np.int64, "I32": np.int32, "U8": np.uint8}
+_DTYPES = {"I64": "<i8", "I32": "<i4", "U8": "u1"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class RowIndex:
 
     def digest(self) -> str:
         """Return a digest of everything in the index."""
+        import numpy as np
+
         hasher = xxhash.xxh3_128(json.dumps(sorted(self.notes.items())).encode())
         for name in sorted(self.arrays):
             hasher.update(f"{name}:{self.arrays[name].dtype.str}:{len(self.arrays[name])}".encode())
@@ -85,6 +88,8 @@ def _load(path: Path, origin: str) -> RowIndex | None:
 
 
 def _parse(mapped: memoryview) -> tuple[RowIndex, dict[str, str]]:
+    import numpy as np
+
     body = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(bytes(mapped[8:body]))
     metadata = header.pop("__metadata__")

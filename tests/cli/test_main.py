@@ -14,6 +14,7 @@ from iostack import cli
 from iostack.errors import IostackError, UsageError
 
 HEAVY = (
+    "numpy",
     "torch",
     "pyarrow",
     "pandas",
