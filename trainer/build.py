@@ -6,7 +6,6 @@ are drawn module by module with a generator seeded from the module's name: the s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -15,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from iostack.errors import PluginError, SettingsError
 from iostack.registry import registry
+from iostack.suggest import closest
 from trainer.contracts import Facts
 from trainer.names import plain_name
 from trainer.random import stream_seed
@@ -31,9 +31,8 @@ def build_on_meta(name: str, options: Mapping[str, object], *, vocab_size: int, 
     """
     models = registry().named("iostack_models")
     if name not in models:
-        near = difflib.get_close_matches(name, models, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"installed are: {', '.join(sorted(models)) or 'none'}"
-        raise SettingsError(f"no installed model is named {name!r}{registry().blame_broken()}", hint=hint)
+        broken = registry().blame_broken()
+        raise SettingsError(f"no installed model is named {name!r}{broken}", hint=closest(name, models))
     with torch.device("meta"):
         model = models[name](options, vocab_size=vocab_size, seq_len=seq_len)
     if not isinstance(model, nn.Module):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from iostack.errors import SettingsError
 from iostack.registry import registry
+from iostack.suggest import closest
 from trainer.contracts import Callback
 from trainer.settings import Settings
 
@@ -27,9 +27,8 @@ def build_callbacks(settings: Settings) -> list[Callback]:
 
 def _build(name: str, options: Mapping[str, Any], offered: Mapping[str, Any]) -> Callback:
     if name not in offered:
-        near = difflib.get_close_matches(name, offered, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"installed are: {', '.join(sorted(offered)) or 'none'}"
-        raise SettingsError(f"no installed callback is named {name!r}{registry().blame_broken()}", hint=hint)
+        broken = registry().blame_broken()
+        raise SettingsError(f"no installed callback is named {name!r}{broken}", hint=closest(name, offered))
     try:
         callback: Callback = offered[name](**options)
     except TypeError as error:

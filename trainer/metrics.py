@@ -70,8 +70,17 @@ class JsonLines:
         self._file.truncate(end)
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one object."""
-        self._file.write(json.dumps(values).encode() + b"\n")
+        """Append one object.
+
+        Raises:
+            RunError: the disk is full, or broken.
+        """
+        try:
+            self._file.write(json.dumps(values).encode() + b"\n")
+        except OSError as error:
+            raise RunError(
+                f"{self._file.name} cannot be written: {error.strerror}", hint="make room; the same command resumes"
+            ) from error
 
     def sync(self) -> None:
         """Make all lines durable: do it before a checkpoint that relies on them."""

@@ -8,7 +8,6 @@ a refusal never leaves one rank waiting for the others.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -16,6 +15,7 @@ from itertools import combinations
 
 from iostack.errors import ResolveError
 from iostack.registry import registry
+from iostack.suggest import closest
 from trainer.contracts import AXES, Facts, Parallelism, Request, build_backend
 from trainer.sizes import check_sizes
 
@@ -87,9 +87,8 @@ def _build(kind: type[Parallelism], request: Request) -> Parallelism:
 def _named(name: str, by_name: dict[str, type[Parallelism]]) -> type[Parallelism]:
     if name in by_name:
         return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"installed are: {', '.join(sorted(by_name)) or 'none'}"
-    raise ResolveError(f"no installed parallelism is named {name!r}{registry().blame_broken()}", hint=hint)
+    broken = registry().blame_broken()
+    raise ResolveError(f"no installed parallelism is named {name!r}{broken}", hint=closest(name, by_name))
 
 
 def _provider(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 
 from iostack.errors import ResolveError
+from iostack.suggest import closest
 from trainer.contracts import AXES, Request
 
 _SETTINGS = {axis.name: axis.setting for axis in AXES}
@@ -21,9 +21,7 @@ def check_sizes(request: Request) -> None:
     """
     for name, size in request.axes.items():
         if name not in _SETTINGS:
-            near = difflib.get_close_matches(name, _SETTINGS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the axes are {', '.join(_SETTINGS)}"
-            raise ResolveError(f"there is no axis {name!r}", hint=hint)
+            raise ResolveError(f"there is no axis {name!r}", hint=closest(name, _SETTINGS))
         if size < 1:
             raise ResolveError(f"parallel.{_SETTINGS[name]} = {size} is not a size", hint="sizes are at least 1")
     if request.dtype not in _DTYPES:

@@ -171,3 +171,11 @@ def test_two_commits_of_one_step_cannot_both_be_it(tmp_path: Path) -> None:
 
 def test_steps_are_ordered_by_generation_first() -> None:
     assert max(StepId(step=30, generation=1), StepId(step=20, generation=2)).step == 20
+
+
+def test_a_damaged_run_file_says_how_to_go_on(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1)
+    (tmp_path / "run.json").write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged") as caught:
+        save_steps(tmp_path, 2)
+    assert "delete it" in caught.value.hint

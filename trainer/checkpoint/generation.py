@@ -48,7 +48,11 @@ def _claim(store: Store, run: Mapping[str, JSON]) -> None:
     if not store.create(RUN, data):
         what = locate(store, RUN)
         data = store.read(RUN, limit=MAX_DOCUMENT_BYTES)
-        saved = unseal(RunFile, data, what=what).run
+        try:
+            saved = unseal(RunFile, data, what=what).run
+        except BrokenStepError as error:
+            hint = "restore it from a copy, or delete it: the saved steps stay as they are"
+            raise CheckpointError(error.message, hint=hint) from error
         for name, there, here in _differences(saved, ours, ""):
             raise CheckpointError(
                 f"{what} is of another run: {name} is {there} there and {here} here",

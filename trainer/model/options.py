@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iostack.errors import SettingsError
+from iostack.suggest import closest
 
 
 class DecoderOptions(BaseModel):
@@ -65,9 +65,7 @@ def parse_options(options: Mapping[str, object]) -> DecoderOptions:
     known = list(DecoderOptions.model_fields)
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise SettingsError(f"the model 'decoder' has no option {key!r}", hint=hint)
+            raise SettingsError(f"the model 'decoder' has no option {key!r}", hint=closest(key, known))
     try:
         return DecoderOptions.model_validate(dict(options))
     except ValidationError as error:

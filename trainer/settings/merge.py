@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from iostack.errors import SettingsError, redact
 from trainer.settings.secrets import HIDDEN, is_secret, without_secrets
 from trainer.settings.tree import Settings
+
+log = logging.getLogger("trainer.settings")
 
 DEFAULT = "default"
 
@@ -69,6 +72,8 @@ def resolve_settings(
         layers.add(_nest(key, value), "command line")
     if uri:
         replaced = {"sources": ()} if "data.sources" in layers.origins else {}
+        if replaced:
+            log.warning("the URI of the command line replaces data.sources of %s", layers.origins["data.sources"])
         layers.add({"data": {"uri": uri, **replaced}}, "command line")
     for assignment in assignments:
         key, value = parse_assignment(assignment)
