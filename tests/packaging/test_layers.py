@@ -21,7 +21,7 @@ LAYERS = [
     {"iostack.corpus", "iostack.plan"},
     {"iostack.cache"},
     {"iostack.registry"},
-    {"iostack.hookspecs", "iostack.sizes"},
+    {"iostack.hookspecs", "iostack.sizes", "iostack.suggest"},
     {"iostack.errors"},
 ]
 """From the top: a module imports those of its own entry and of layers below. Neighbours in a layer know nothing of each other."""
