@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample, Tokenizer, Transform
 from iostack.corpus.corpus import Corpus
-from iostack.errors import IostackError, PlanError, PluginError, SampleError, ShardError
+from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.buffers import Buffers
 from iostack.loader.planning import LoaderPlan, PlannedSource
@@ -112,6 +112,10 @@ class TextSource(StreamedSource[TextUnit]):
             buffers.identities[place] = unit.identities[output]
             buffers.valid[place] = is_valid
             buffers.cursors[place // buffers.rows].setdefault(self.number, {})[lane] = cursor
+
+
+class _NoSuchColumn(SampleError):
+    """A sample without the column of text; where no row of a unit has it, the setting is wrong, not the samples."""
 
 
 class TextReader:
@@ -214,6 +218,11 @@ class TextReader:
         good: list[str] = []
         bad_rows: list[BadRow] = []
         texts = [self._text(sample, unit.shard, row) for row, sample in zip(rows, reader.read(rows), strict=True)]
+        if len(texts) > 1 and all(isinstance(text, _NoSuchColumn) for text in texts):
+            raise SettingsError(
+                f"{_rows_of(self.residency.corpus, unit)}: {texts[0]}",
+                hint="name the column that holds the text: data.text_column, in Python text_column=",
+            )
         for index, text in enumerate(texts):
             substitute = index if isinstance(text, str) else _next_good(texts, index)
             if isinstance(text, Exception):
@@ -228,7 +237,7 @@ class TextReader:
             return sample
         if self._text_column not in sample:
             columns = ", ".join(sorted(map(str, sample))) or "none"
-            return SampleError(f"there is no column {self._text_column!r}; the sample has {columns}")
+            return _NoSuchColumn(f"there is no column {self._text_column!r}; the sample has {columns}")
         text = sample[self._text_column]
         return text if isinstance(text, str) else SampleError(f"column {self._text_column!r} holds no text")
 

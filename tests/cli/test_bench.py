@@ -107,6 +107,7 @@ def test_the_table_says_what_json_says(tokens: Path, capsys: pytest.CaptureFixtu
         (["{}", "--seq-len", "100000"], 2, "text shorter than one sequence: seq_len 100000 needs 100001 tokens"),
         (["{}", "--seq-len", "999999999999999"], 2, "more than there is memory"),
         (["{}", "--format", "tokens"], 1, "no tokens shards"),
+        (["{}", "--seq-len", "32", "--text-column", "body"], 2, "there is no column 'body'; the sample has n, text"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line_and_a_hint(
@@ -117,14 +118,6 @@ def test_what_is_wrong_is_told_in_one_line_and_a_hint(
     assert captured.out == ""
     assert told in captured.err
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["error", "hint"]
-
-
-def test_a_column_that_no_sample_has_is_an_error_that_says_which_there_are(
-    texts: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", str(texts), "--seq-len", "32", "--text-column", "body"]) == 1
-    told = capsys.readouterr().err
-    assert "is bad; the first: there is no column 'body'; the sample has n, text\nhint: " in told
 
 
 def test_on_a_terminal_a_live_line_shows_and_stdout_stays_clean(tokens: Path) -> None:

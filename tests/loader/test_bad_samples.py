@@ -15,7 +15,7 @@ import pytest
 import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
-from iostack.errors import OriginError, PluginError, SubstitutionError
+from iostack.errors import OriginError, PluginError, SettingsError, SubstitutionError
 from iostack.testing import take_steps
 
 from .pipelines import BAD_ROWS, NUM_ROWS, Corpora, make
@@ -193,7 +193,6 @@ def test_a_transform_that_always_fails_is_found_out_before_a_whole_window_is_rea
     [
         (lambda sample: None, "a transform returned NoneType, not a sample"),
         (lambda sample: sample["absent"], "absent"),
-        (lambda sample: {"body": "x"}, "no column 'text'; the sample has body"),
         (lambda sample: {"text": 5}, "column 'text' holds no text"),
     ],
 )
@@ -201,6 +200,13 @@ def test_what_is_wrong_with_a_sample_of_text_is_said(tmp_path: Path, transform: 
     corpus = _write(tmp_path / "c", ['{"text": "abc"}'] * 4, counted=False)
     with pytest.raises(SubstitutionError, match=told):
         next(iter(iostack.Loader(corpus, batch_size=1, seq_len=2, transforms=[transform])))
+
+
+def test_a_column_that_no_row_of_a_unit_has_is_a_wrong_setting(tmp_path: Path) -> None:
+    corpus = _write(tmp_path / "c", ['{"body": "abc"}'] * 4, counted=False)
+    with pytest.raises(SettingsError, match="all rows: there is no column 'text'; the sample has body") as caught:
+        next(iter(iostack.Loader(corpus, batch_size=1, seq_len=2)))
+    assert "text_column" in caught.value.hint
 
 
 def test_bad_samples_are_warnings(small: Corpora, caplog: pytest.LogCaptureFixture) -> None:
