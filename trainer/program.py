@@ -87,8 +87,8 @@ class Program:
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint holds, by ``model.NAME`` and ``optimizer.NAME.KEY``.
 
-        They share the program's memory (distributed tensors where the program shards them): fill them in place to load,
-        then call ``load_tensors``. A rank returns only what it holds.
+        They share the program's memory (distributed tensors where the program shards them): filling them in place loads
+        them. A rank returns only what it holds.
         """
         held = {f"model.{name}": tensor for name, tensor in named_tensors(self._models)}
         names = {id(parameter): name for name, parameter in self._parts.gradients.parameters.items()}
@@ -100,7 +100,7 @@ class Program:
         return held
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take tensors from a checkpoint: those of ``tensors()`` filled in place, or others of the same names.
+        """Copy tensors that lie elsewhere, of the same names as those of ``tensors()``; nothing changes if any name differs.
 
         Raises:
             StateError: names are missing or unknown; names one.

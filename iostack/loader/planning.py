@@ -22,7 +22,7 @@ from iostack.plan.units import UnitPlan, choose_unit_lanes, choose_unit_rows
 from iostack.plan.windows import choose_lanes, choose_window
 
 _TYPICAL_TEXT_COMPRESSION = 4
-_MOST_LANES = 1 << 20
+_LANES_LIMIT = 1 << 20
 """Each takes memory of its own; even the largest runs have fewer ranks."""
 _SOURCE = 8
 """Purpose of keys; see ``iostack.plan.indexed``."""
@@ -160,8 +160,8 @@ def plan_loader(
     ]
     if lanes is None:
         lanes = _choose_lanes(planned, ranks)
-    if not 1 <= lanes <= _MOST_LANES:
-        raise PlanError(f"lanes must be 1 to {_MOST_LANES}, not {lanes}")
+    if not 1 <= lanes <= _LANES_LIMIT:
+        raise PlanError(f"lanes must be 1 to {_LANES_LIMIT}, not {lanes}")
     return LoaderPlan(
         sources=planned,
         seed=seed,
