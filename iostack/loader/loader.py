@@ -22,16 +22,13 @@ from iostack.corpus.contracts import Tokenizer
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, StateError, UsageError
 from iostack.loader.bad_samples import BadSamples
+from iostack.loader.building import build_batches
 from iostack.loader.device import LoadedBatch, find_device, to_device
 from iostack.loader.named import TransformSpec
 from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
-from iostack.loader.row_sources import IndexedRows, UnindexedRows
-from iostack.loader.samples import SampleBatches, SampleSource
+from iostack.loader.reading import Reading
 from iostack.loader.schedule import Schedule
-from iostack.loader.sequences import SequenceBatches, SequenceSource
 from iostack.loader.state import Cursors, State, make_state, read_state
-from iostack.loader.text import TextSource
-from iostack.loader.tokens import TokenSource
 from iostack.plan.mixing import Mix
 from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
@@ -129,9 +126,15 @@ class Loader(IterableDataset[Batch]):
         self._device = find_device(device)
         mix = Mix(self.plan.weights, self.plan.lanes) if len(sources) > 1 else None
         self._schedule = Schedule(topology, self.plan.lanes, mix)
-        self._batches = _build_batches(
-            self.plan, self._schedule, self.bad_samples, epochs, parse_bytes(lookahead_bytes), threads
+        reading = Reading(
+            plan=self.plan,
+            own_lanes=own_lanes(topology, self.plan.lanes),
+            bad_samples=self.bad_samples,
+            epochs=epochs,
+            lookahead_bytes=parse_bytes(lookahead_bytes) // len(sources),
+            threads=threads,
         )
+        self._batches = build_batches(reading, self._schedule)
 
     @property
     def lanes(self) -> int:
@@ -276,43 +279,6 @@ def _close_all() -> None:
     for loader in list(_iterated):
         with suppress(ValueError):  # another thread stands inside its iterator, and ends with the process
             loader.close()
-
-
-def _build_batches(
-    plan: LoaderPlan,
-    schedule: Schedule,
-    bad_samples: BadSamples,
-    epochs: int | None,
-    lookahead_bytes: int,
-    threads: int,
-) -> SequenceBatches | SampleBatches:
-    lanes = own_lanes(schedule.topology, plan.lanes)
-    share = lookahead_bytes // len(plan.sources)
-    ends_by_data = epochs is not None and plan.sources[0].uses_units
-    if plan.seq_len is not None:
-        sequences: list[SequenceSource] = [
-            TextSource(source, plan, lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
-            if source.uses_units
-            else TokenSource(source, plan, lookahead_bytes=share)
-            for source in plan.sources
-        ]
-        return SequenceBatches(schedule, sequences, seq_len=plan.seq_len, ends_by_data=ends_by_data)
-    samples: list[SampleSource] = [
-        UnindexedRows(source, plan, lanes, bad_samples, epochs=epochs, lookahead_bytes=share, threads=threads)
-        if source.uses_units
-        else IndexedRows(source, plan, bad_samples, lookahead_bytes=share)
-        for source in plan.sources
-    ]
-    total_bytes = sum(int(source.corpus.manifest.bytes.sum()) for source in plan.sources)
-    total_samples = sum(abs(int(source.counts.sum())) for source in plan.sources)
-    return SampleBatches(
-        schedule,
-        samples,
-        ends_by_data=ends_by_data,
-        mean_batch_bytes=schedule.topology.rows * total_bytes // total_samples,
-        lookahead_bytes=lookahead_bytes,
-        threads=threads,
-    )
 
 
 def _from_environment(name: str, default: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from iostack.corpus.contracts import Sample
 from iostack.errors import PlanError
-from iostack.loader.bad_samples import BadSamples
-from iostack.loader.planning import LoaderPlan, PlannedSource
+from iostack.loader.planning import PlannedSource
+from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
 from iostack.loader.rows import ChosenRow, RowReader, RowUnit, load_row_unit, substitutes_by_plan, substitutes_by_unit
 from iostack.loader.schedule import Draws, Int64s
@@ -37,12 +37,10 @@ class Part:
 class IndexedRows(IndexedSource):
     """One corpus whose counts are known: rows by arithmetic."""
 
-    def __init__(
-        self, source: PlannedSource, plan: LoaderPlan, bad_samples: BadSamples, *, lookahead_bytes: int
-    ) -> None:
-        super().__init__(Residency(source.corpus, lookahead_bytes))
-        self._plan = source.indexed_plan(plan.lanes)
-        self._reader = RowReader(self.residency, source.transforms, bad_samples, source.number)
+    def __init__(self, source: PlannedSource, reading: Reading) -> None:
+        super().__init__(Residency(source.corpus, reading.lookahead_bytes))
+        self._plan = source.indexed_plan(reading.plan.lanes)
+        self._reader = RowReader(self.residency, source.transforms, reading.bad_samples, source.number)
 
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; nothing is read yet."""
@@ -56,28 +54,18 @@ class IndexedRows(IndexedSource):
 class UnindexedRows(StreamedSource[RowUnit]):
     """One corpus whose counts are not known: lanes deal whole shards, rows are permuted within each."""
 
-    def __init__(
-        self,
-        source: PlannedSource,
-        plan: LoaderPlan,
-        own_lanes: Sequence[int],
-        bad_samples: BadSamples,
-        *,
-        epochs: int | None,
-        lookahead_bytes: int,
-        threads: int,
-    ) -> None:
-        residency = Residency(source.corpus, lookahead_bytes)
-        self._reader = RowReader(residency, source.transforms, bad_samples, source.number)
+    def __init__(self, source: PlannedSource, reading: Reading) -> None:
+        residency = Residency(source.corpus, reading.lookahead_bytes)
+        self._reader = RowReader(residency, source.transforms, reading.bad_samples, source.number)
         self._load = partial(load_row_unit, residency, seed=source.seed)
         units = UnitSource(
-            source.unit_plan(plan.lanes),
+            source.unit_plan(reading.plan.lanes),
             self._load,
             corpus=source.corpus,
-            own_lanes=own_lanes,
-            epochs=epochs,
-            lookahead_units=max(1, int(lookahead_bytes // max(source.unit_bytes, 1))),
-            threads=threads,
+            own_lanes=reading.own_lanes,
+            epochs=reading.epochs,
+            lookahead_units=max(1, int(reading.lookahead_bytes // max(source.unit_bytes, 1))),
+            threads=reading.threads,
             begin=lambda outputs: None,
             why_nothing=lambda told: PlanError(
                 f"{source.corpus.uri} holds no samples: all its shards are empty ({told})",

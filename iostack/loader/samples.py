@@ -16,6 +16,7 @@ import torch
 from iostack.corpus.contracts import Sample
 from iostack.errors import UsageError
 from iostack.loader.device import LoadedBatch
+from iostack.loader.reading import Reading
 from iostack.loader.row_sources import Part
 from iostack.loader.rows import collate
 from iostack.loader.schedule import Draws, Schedule
@@ -51,16 +52,15 @@ class SampleBatches:
         self,
         schedule: Schedule,
         sources: Sequence[SampleSource],
+        reading: Reading,
         *,
-        ends_by_data: bool,
         mean_batch_bytes: int,
-        lookahead_bytes: int,
-        threads: int,
     ) -> None:
         self._schedule = schedule
         self._sources = sources
-        self._ends_by_data = ends_by_data
-        self._threads = Threads(threads, "decode")
+        self._ends_by_data = reading.ends_by_data
+        self._threads = Threads(reading.threads, "decode")
+        lookahead_bytes = reading.lookahead_bytes * len(sources)
         self._ahead = max(_LEAST_AHEAD, min(_MOST_AHEAD, lookahead_bytes // max(mean_batch_bytes, 1)))
         self._waited = Waited()
 

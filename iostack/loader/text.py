@@ -17,7 +17,8 @@ from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.buffers import Buffers
-from iostack.loader.planning import LoaderPlan, PlannedSource
+from iostack.loader.planning import PlannedSource
+from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws
 from iostack.loader.sources import StreamedSource
@@ -67,25 +68,16 @@ class TextUnit:
 class TextSource(StreamedSource[TextUnit]):
     """One corpus of documents, as a source of sequences."""
 
-    def __init__(
-        self,
-        source: PlannedSource,
-        plan: LoaderPlan,
-        own_lanes: Sequence[int],
-        bad_samples: BadSamples,
-        *,
-        epochs: int | None,
-        lookahead_bytes: int,
-        threads: int,
-    ) -> None:
+    def __init__(self, source: PlannedSource, reading: Reading) -> None:
+        plan = reading.plan
         assert source.tokenizer is not None
         assert plan.seq_len is not None
-        residency = Residency(source.corpus, lookahead_bytes)
+        residency = Residency(source.corpus, reading.lookahead_bytes)
         reader = TextReader(
             residency,
             source.tokenizer,
             source.transforms,
-            bad_samples,
+            reading.bad_samples,
             number=source.number,
             seq_len=plan.seq_len,
             seed=source.seed,
@@ -96,10 +88,10 @@ class TextSource(StreamedSource[TextUnit]):
             source.unit_plan(plan.lanes),
             reader.load,
             corpus=source.corpus,
-            own_lanes=own_lanes,
-            epochs=epochs,
-            lookahead_units=max(1, lookahead_bytes // unit_bytes),
-            threads=threads,
+            own_lanes=reading.own_lanes,
+            epochs=reading.epochs,
+            lookahead_units=max(1, reading.lookahead_bytes // unit_bytes),
+            threads=reading.threads,
             begin=reader.report_bad_rows,
             why_nothing=reader.why_nothing,
         )

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from iostack.corpus.contracts import TokenShardReader
 from iostack.errors import ShardError
 from iostack.loader.buffers import Buffers
-from iostack.loader.planning import LoaderPlan, PlannedSource
+from iostack.loader.planning import PlannedSource
+from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws
 from iostack.loader.sources import IndexedSource
@@ -26,8 +27,9 @@ _OPEN_MAPS = 1024
 class TokenSource(IndexedSource):
     """One corpus of token shards, as a source of sequences of ``seq_len`` + 1 tokens."""
 
-    def __init__(self, source: PlannedSource, plan: LoaderPlan, *, lookahead_bytes: int) -> None:
-        super().__init__(Residency(source.corpus, lookahead_bytes))
+    def __init__(self, source: PlannedSource, reading: Reading) -> None:
+        super().__init__(Residency(source.corpus, reading.lookahead_bytes))
+        plan = reading.plan
         assert plan.seq_len is not None
         self.tokens = token_counts(source.corpus)
         self.number = source.number

@@ -1,0 +1,36 @@
+"""From a plan to the batches of a loader: which source reads each corpus, and who assembles what they read."""
+
+from __future__ import annotations
+
+from iostack.loader.planning import LoaderPlan, PlannedSource
+from iostack.loader.reading import Reading
+from iostack.loader.row_sources import IndexedRows, UnindexedRows
+from iostack.loader.samples import SampleBatches, SampleSource
+from iostack.loader.schedule import Schedule
+from iostack.loader.sequences import SequenceBatches, SequenceSource
+from iostack.loader.text import TextSource
+from iostack.loader.tokens import TokenSource
+
+
+def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | SampleBatches:
+    """Return what iterates over the batches of a loader; nothing is opened or started yet."""
+    plan = reading.plan
+    if plan.seq_len is not None:
+        sequences = [_sequence_source(source, reading) for source in plan.sources]
+        return SequenceBatches(schedule, sequences, seq_len=plan.seq_len, ends_by_data=reading.ends_by_data)
+    samples = [_sample_source(source, reading) for source in plan.sources]
+    return SampleBatches(schedule, samples, reading, mean_batch_bytes=_mean_batch_bytes(plan, schedule))
+
+
+def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:
+    return TextSource(source, reading) if source.uses_units else TokenSource(source, reading)
+
+
+def _sample_source(source: PlannedSource, reading: Reading) -> SampleSource:
+    return UnindexedRows(source, reading) if source.uses_units else IndexedRows(source, reading)
+
+
+def _mean_batch_bytes(plan: LoaderPlan, schedule: Schedule) -> int:
+    total_bytes = sum(int(source.corpus.manifest.bytes.sum()) for source in plan.sources)
+    total_samples = sum(abs(int(source.counts.sum())) for source in plan.sources)
+    return schedule.topology.rows * total_bytes // total_samples

@@ -1,0 +1,30 @@
+"""What all sources of one loader are built with, and how they become its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from iostack.loader.bad_samples import BadSamples
+from iostack.loader.planning import LoaderPlan
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the sources of one loader share.
+
+    ``own_lanes`` are those that this rank reads, ``epochs`` bounds a finite pass, ``lookahead_bytes`` is what each source
+    may hold before it is needed, ``threads`` are those that decode.
+    """
+
+    plan: LoaderPlan
+    own_lanes: Sequence[int]
+    bad_samples: BadSamples
+    epochs: int | None
+    lookahead_bytes: int
+    threads: int
+
+    @property
+    def ends_by_data(self) -> bool:
+        """Whether only the data tells when a finite pass ends."""
+        return self.epochs is not None and self.plan.sources[0].uses_units
