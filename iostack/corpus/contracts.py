@@ -22,6 +22,23 @@ Transform = Callable[[Sample], Sample]
 """Maps one sample to one sample; must be a pure function of its argument. An exception makes the sample bad."""
 
 
+@runtime_checkable
+class KeyedTransform(Protocol):
+    """A transform that draws at random: the loader calls ``with_key`` instead of the transform itself.
+
+    ``key`` is 64 bits, a pure function of (seed, place in the list of transforms, epoch, shard, row): another one in every
+    epoch, and the same on any number of ranks and after resuming. Draw from it alone.
+    """
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Do without drawing: what evaluation and a map-style dataset want."""
+        ...
+
+    def with_key(self, sample: Sample, key: int) -> Sample:
+        """Return what becomes of the sample under this key."""
+        ...
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """One object of an origin. ``path`` is relative to the corpus, with forward slashes; ``etag`` may be empty."""

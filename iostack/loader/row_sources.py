@@ -40,7 +40,7 @@ class IndexedRows(IndexedSource):
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         super().__init__(Residency(source.corpus, reading.lookahead_bytes))
         self._plan = source.indexed_plan(reading.plan.lanes)
-        self._reader = RowReader(self.residency, source.transforms, reading.bad_samples, source.number)
+        self._reader = RowReader(source, self.residency, reading.bad_samples)
 
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; nothing is read yet."""
@@ -56,7 +56,7 @@ class UnindexedRows(StreamedSource[RowUnit]):
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         residency = Residency(source.corpus, reading.lookahead_bytes)
-        self._reader = RowReader(residency, source.transforms, reading.bad_samples, source.number)
+        self._reader = RowReader(source, residency, reading.bad_samples)
         self._load = partial(load_row_unit, residency, seed=source.seed)
         units = UnitSource(
             source.unit_plan(reading.plan.lanes),

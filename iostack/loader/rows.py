@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from iostack.corpus.contracts import Sample, Transform
+from iostack.corpus.contracts import Sample
 from iostack.errors import IostackError, PluginError, SampleError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
+from iostack.loader.planning import PlannedSource
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Int64s
 from iostack.loader.transforming import Transforming
@@ -28,12 +29,10 @@ Substitutes = Callable[[int], Iterator[tuple[int, int]]]
 class RowReader:
     """Reads samples of one corpus with their transforms applied; thread-safe."""
 
-    def __init__(
-        self, residency: Residency, transforms: Sequence[Transform], bad_samples: BadSamples, number: int
-    ) -> None:
+    def __init__(self, source: PlannedSource, residency: Residency, bad_samples: BadSamples) -> None:
         self.residency = residency
-        self.number = number
-        self._transforming = Transforming(residency.corpus, transforms)
+        self.number = source.number
+        self._transforming = Transforming(source)
         self._bad_samples = bad_samples
 
     def read(self, located: Rows, valid: NDArray[np.bool_], substitutes: Substitutes) -> tuple[list[Sample], Int64s]:
@@ -43,13 +42,14 @@ class RowReader:
             (chosen,) = np.nonzero(located.shards == shard)
             rows_here = located.rows[chosen].tolist()
             for index, row, sample in zip(chosen.tolist(), rows_here, self._read(shard, rows_here), strict=True):
-                samples[index] = self._transforming.apply(sample, shard, row)
+                samples[index] = self._transforming.apply(sample, int(located.epochs[index]), shard, row)
         shards, rows = located.shards.copy(), located.rows.copy()
         good: list[Sample] = []
         for index, sample in enumerate(samples):
             if isinstance(sample, Exception):
                 bad = sample
-                sample, other_shard, other_row = self._substitute(bad, shards[index], rows[index], substitutes(index))
+                place = (int(located.epochs[index]), int(shards[index]), int(rows[index]))
+                sample, other_shard, other_row = self._substitute(bad, place, substitutes(index))
                 if valid[index]:
                     self._report(bad, (shards[index], rows[index]), (other_shard, other_row))
                 shards[index], rows[index] = other_shard, other_row
@@ -72,12 +72,13 @@ class RowReader:
         self._bad_samples.substituted(where, bad, instead)
 
     def _substitute(
-        self, bad: Exception, shard: int, row: int, choices: Iterator[tuple[int, int]]
+        self, bad: Exception, place: tuple[int, int, int], choices: Iterator[tuple[int, int]]
     ) -> tuple[Sample, int, int]:
+        epoch, shard, row = place
         name = self.residency.corpus.shard_name
         for tried, (other_shard, other_row) in enumerate(choices, start=1):
             self._bad_samples.refuse_in_a_row(tried, f"{name(shard)} row {row}", bad)
-            sample = self._transforming.apply(self._read(other_shard, [other_row])[0], other_shard, other_row)
+            sample = self._transforming.apply(self._read(other_shard, [other_row])[0], epoch, other_shard, other_row)
             if not isinstance(sample, Exception):
                 return sample, other_shard, other_row
         raise nothing_is_good(f"the window around {name(shard)} row {row}", bad) from bad

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from iostack.corpus.contracts import Sample, Tokenizer, Transform
+from iostack.corpus.contracts import Sample
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
@@ -70,19 +70,9 @@ class TextSource(StreamedSource[TextUnit]):
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         plan = reading.plan
-        assert source.tokenizer is not None
         assert plan.seq_len is not None
         residency = Residency(source.corpus, reading.lookahead_bytes)
-        reader = TextReader(
-            residency,
-            source.tokenizer,
-            source.transforms,
-            reading.bad_samples,
-            number=source.number,
-            seq_len=plan.seq_len,
-            seed=source.seed,
-            text_column=source.text_column,
-        )
+        reader = TextReader(source, residency, reading.bad_samples, seq_len=plan.seq_len)
         unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
         units = UnitSource(
             source.unit_plan(plan.lanes),
@@ -113,26 +103,16 @@ class _NoSuchColumn(SampleError):
 class TextReader:
     """Turns units of documents into sequences; thread-safe."""
 
-    def __init__(
-        self,
-        residency: Residency,
-        tokenizer: Tokenizer,
-        transforms: Sequence[Transform],
-        bad_samples: BadSamples,
-        *,
-        number: int,
-        seq_len: int,
-        seed: int,
-        text_column: str,
-    ) -> None:
+    def __init__(self, source: PlannedSource, residency: Residency, bad_samples: BadSamples, *, seq_len: int) -> None:
+        assert source.tokenizer is not None
         self.residency = residency
-        self.tokenizer = tokenizer
+        self.tokenizer = source.tokenizer
         self.seq_len = seq_len
-        self._transforming = Transforming(residency.corpus, transforms)
+        self._transforming = Transforming(source)
         self._bad_samples = bad_samples
-        self._number = number
-        self._seed = seed
-        self._text_column = text_column
+        self._number = source.number
+        self._seed = source.seed
+        self._text_column = source.text_column
         self._most_tokens_seen = 0
         self._first_bad: Exception | None = None
 
@@ -209,7 +189,7 @@ class TextReader:
         rows = range(unit.first_row, stop)
         good: list[str] = []
         bad_rows: list[BadRow] = []
-        texts = [self._text(sample, unit.shard, row) for row, sample in zip(rows, reader.read(rows), strict=True)]
+        texts = [self._text(sample, unit, row) for row, sample in zip(rows, reader.read(rows), strict=True)]
         if len(texts) > 1 and all(isinstance(text, _NoSuchColumn) for text in texts):
             raise SettingsError(
                 f"{_rows_of(self.residency.corpus, unit)}: {texts[0]}",
@@ -223,8 +203,8 @@ class TextReader:
                 good.append(cast(str, texts[substitute]))
         return good, bad_rows
 
-    def _text(self, sample: Sample | Exception, shard: int, row: int) -> str | Exception:
-        sample = self._transforming.apply(sample, shard, row)
+    def _text(self, sample: Sample | Exception, unit: Unit, row: int) -> str | Exception:
+        sample = self._transforming.apply(sample, unit.epoch, unit.shard, row)
         if isinstance(sample, Exception):
             return sample
         if self._text_column not in sample:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from iostack.corpus.contracts import Sample, Transform
-from iostack.corpus.corpus import Corpus
+from iostack.corpus.contracts import KeyedTransform, Sample
 from iostack.errors import CacheError, IostackError, OriginError, PluginError, SampleError
+from iostack.loader.planning import PlannedSource
+from iostack.plan.keyed import derive_key
+
+_TRANSFORM = 9
+"""Purpose of keys; see ``iostack.plan.indexed``."""
 
 
 class Transforming:
-    """The transforms of one corpus; thread-safe if they are."""
+    """The transforms of one source; thread-safe if they are."""
 
-    def __init__(self, corpus: Corpus, transforms: Sequence[Transform]) -> None:
-        self._corpus = corpus
-        self._transforms = transforms
+    def __init__(self, source: PlannedSource) -> None:
+        self._corpus = source.corpus
+        self._seed = source.seed
+        self._transforms = [(each, each if isinstance(each, KeyedTransform) else None) for each in source.transforms]
 
-    def apply(self, sample: Sample | Exception, shard: int, row: int) -> Sample | Exception:
-        """Return what the transforms make of the sample of a row, or the error that makes it bad.
+    def apply(self, sample: Sample | Exception, epoch: int, shard: int, row: int) -> Sample | Exception:
+        """Return what the transforms make of the sample of a row in an epoch, or the error that makes it bad.
 
         Raises:
             OriginError, CacheError, PluginError: storage or memory failed a transform; the sample may well be good.
@@ -25,8 +28,11 @@ class Transforming:
         if isinstance(sample, Exception):
             return sample
         try:
-            for transform in self._transforms:
-                sample = transform(sample)
+            for number, (transform, keyed) in enumerate(self._transforms):
+                if keyed is None:
+                    sample = transform(sample)
+                else:
+                    sample = keyed.with_key(sample, derive_key(self._seed, _TRANSFORM, number, epoch, shard, row))
                 if not isinstance(sample, dict):
                     return SampleError(f"a transform returned {type(sample).__name__}, not a sample")
         except Exception as error:

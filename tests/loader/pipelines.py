@@ -68,6 +68,16 @@ def decode_number(sample: Sample) -> Sample:
     return {"number": number, "bytes": np.frombuffer(sample["jpg"][:4].ljust(4), np.uint8)}
 
 
+class Draw:
+    """A transform that draws from its key."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        return sample | {"drawn": -1}
+
+    def with_key(self, sample: Sample, key: int) -> Sample:
+        return sample | {"drawn": key % 1_000_000}
+
+
 Make = Callable[..., iostack.Loader]
 
 TEXT = {"seq_len": SEQ_LEN, "window_bytes": 2000}
@@ -86,6 +96,7 @@ _SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "rows counted": (lambda c: c["tar counted"], TAR),
     "rows transformed": (lambda c: c["tar"], TAR | {"transforms": [decode_number]}),
     "rows counted transformed": (lambda c: c["tar counted"], TAR | {"transforms": [decode_number]}),
+    "rows keyed": (lambda c: c["tar counted"], TAR | {"transforms": [Draw()]}),
     "bad rows": (lambda c: c["bad"], ROWS),
     "bad rows counted": (lambda c: c["bad counted"], ROWS),
 }

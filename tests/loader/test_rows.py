@@ -81,3 +81,14 @@ def test_a_column_that_the_loader_gives_itself_is_refused_with_a_way_out(tmp_pat
     renamed = {"name": "rename", "columns": {column: "theirs"}}
     with iostack.Loader(corpus, batch_size=2, transforms=[renamed]) as loader:
         assert next(iter(loader))["theirs"].tolist() == [1, 1]
+
+
+def test_a_keyed_transform_draws_anew_in_every_epoch_and_the_same_in_every_order_of_ranks(small: Corpora) -> None:
+    drawn: dict[int, list[int]] = {}
+    with make(small, "rows keyed", batch_size=30, epochs=2) as loader:
+        for batch in loader:
+            for identity, value in zip(batch["sample_ids"].tolist(), batch["drawn"].tolist(), strict=True):
+                drawn.setdefault(identity, []).append(value)
+    assert len(drawn) == 90
+    assert all(len(values) == 2 and len(set(values)) == 2 and -1 not in values for values in drawn.values())
+    assert len({value for values in drawn.values() for value in values}) > 150
