@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from iostack.loader.state import Cursors
 
 
-class Buffers:
-    """Fresh memory for the ``num_batches`` batches of a block; sources write into it by row."""
+class Column(NamedTuple):
+    """What one row of a column holds: ``width`` values of ``dtype``, or a single one where it is None."""
 
-    def __init__(self, num_batches: int, rows: int, width: int) -> None:
+    dtype: type[np.generic]
+    width: int | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return np.dtype(self.dtype).itemsize * (1 if self.width is None else self.width)
+
+
+Columns = Mapping[str, Column]
+"""The columns of a batch of sequences, by name."""
+
+
+def sequence_columns(seq_len: int, *, packed: bool) -> Columns:
+    """Return the columns of batches of sequences; packed ones tell documents apart."""
+    columns = {
+        "tokens": Column(np.int64, seq_len + 1),
+        "valid": Column(np.bool_),
+        "sample_ids": Column(np.int64),
+    }
+    if packed:
+        columns |= {"position_ids": Column(np.int64, seq_len), "loss_mask": Column(np.bool_, seq_len)}
+    return columns
+
+
+class Buffers:
+    """Fresh memory for the ``num_batches`` batches of a block; sources write into it by row.
+
+    ``arrays`` holds, for each column, [num_batches * rows] or [num_batches * rows, width]; not filled, but for ``valid``.
+    """
+
+    def __init__(self, num_batches: int, rows: int, columns: Columns) -> None:
         self.rows = rows
         self.num_batches = num_batches
-        self.tokens = np.empty((num_batches * rows, width), np.int64)
-        self.identities = np.empty(num_batches * rows, np.int64)
-        self.valid = np.ones(num_batches * rows, np.bool_)
+        self.arrays: dict[str, NDArray[Any]] = {}
+        for name, column in columns.items():
+            shape = (num_batches * rows,) if column.width is None else (num_batches * rows, column.width)
+            self.arrays[name] = np.empty(shape, column.dtype)
+        self.tokens: NDArray[np.int64] = self.arrays["tokens"]
+        self.identities: NDArray[np.int64] = self.arrays["sample_ids"]
+        self.valid: NDArray[np.bool_] = self.arrays["valid"]
+        self.valid[:] = True
         self.cursors: list[Cursors] = [{} for _ in range(num_batches)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iostack.loader.buffers import sequence_columns
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.row_sources import IndexedRows, UnindexedRows
@@ -17,7 +18,8 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
     plan = reading.plan
     if plan.seq_len is not None:
         sequences = [_sequence_source(source, reading) for source in plan.sources]
-        return SequenceBatches(schedule, sequences, seq_len=plan.seq_len, ends_by_data=reading.ends_by_data)
+        columns = sequence_columns(plan.seq_len, packed=False)
+        return SequenceBatches(schedule, sequences, columns=columns, ends_by_data=reading.ends_by_data)
     samples = [_sample_source(source, reading) for source in plan.sources]
     return SampleBatches(schedule, samples, reading, mean_batch_bytes=_mean_batch_bytes(plan, schedule))
 

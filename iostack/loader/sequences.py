@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from iostack.errors import PlanError
-from iostack.loader.buffers import Buffers
+from iostack.loader.buffers import Buffers, Columns
 from iostack.loader.device import LoadedBatch
 from iostack.loader.schedule import Draws, Schedule
 from iostack.loader.sources import Source, wait_s_by_stage
@@ -37,11 +37,12 @@ class SequenceBatches:
     """All batches of a loader of sequences, in order, from any position on."""
 
     def __init__(
-        self, schedule: Schedule, sources: Sequence[SequenceSource], *, seq_len: int, ends_by_data: bool
+        self, schedule: Schedule, sources: Sequence[SequenceSource], *, columns: Columns, ends_by_data: bool
     ) -> None:
         self._schedule = schedule
         self._sources = sources
-        self._width = seq_len + 1
+        self._columns = columns
+        self._row_bytes = sum(column.row_bytes for column in columns.values())
         self._ends_by_data = ends_by_data
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
@@ -61,7 +62,7 @@ class SequenceBatches:
 
     def _blocks(self, position: int, end: int | None) -> Iterator[list[LoadedBatch]]:
         topology = self._schedule.topology
-        most = max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._width * 8)))
+        most = max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._row_bytes)))
         if self._ends_by_data:
             most = 1
         size = 1
@@ -83,11 +84,11 @@ class SequenceBatches:
         block = self._schedule.block(position, size)
         rows = self._schedule.topology.rows
         try:
-            buffers = Buffers(size, rows, self._width)
+            buffers = Buffers(size, rows, self._columns)
         except MemoryError as error:
-            needed = format_bytes(size * rows * self._width * 8)
+            needed = format_bytes(size * rows * self._row_bytes)
             raise PlanError(
-                f"a batch of {rows} x {self._width} tokens takes {needed}, more than there is memory",
+                f"a batch of {rows} x {self._columns['tokens'].width} tokens takes {needed}, more than there is memory",
                 hint="use a smaller seq_len or batch_size",
             ) from error
         for source, draws in zip(self._sources, block.draws):
@@ -96,17 +97,16 @@ class SequenceBatches:
         return buffers, block.positions
 
     def _split(self, buffers: Buffers, position: int) -> list[LoadedBatch]:
-        shape = (buffers.num_batches, buffers.rows)
         buffers.identities[~buffers.valid] = 0
-        tokens = torch.from_numpy(buffers.tokens).view(*shape, -1).unbind(0)
-        valid = torch.from_numpy(buffers.valid).view(shape).unbind(0)
-        identities = torch.from_numpy(buffers.identities).view(shape).unbind(0)
+        shape = (buffers.num_batches, buffers.rows)
+        columns = [
+            torch.from_numpy(array).view(*shape, *array.shape[1:]).unbind(0) for array in buffers.arrays.values()
+        ]
+        names = tuple(buffers.arrays)
         next_positions = count(position + self._schedule.topology.batch_size, self._schedule.topology.batch_size)
         return [
-            LoadedBatch({"tokens": tokens, "valid": valid, "sample_ids": identities}, next_position, cursors)
-            for tokens, valid, identities, next_position, cursors in zip(
-                tokens, valid, identities, next_positions, buffers.cursors
-            )
+            LoadedBatch(dict(zip(names, batch)), next_position, cursors)
+            for *batch, next_position, cursors in zip(*columns, next_positions, buffers.cursors)
         ]
 
     def wait_s(self) -> dict[str, float]:
