@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from iostack.loader.state import Cursors
@@ -57,3 +58,12 @@ class Buffers:
         self.valid: NDArray[np.bool_] = self.arrays["valid"]
         self.valid[:] = True
         self.cursors: list[Cursors] = [{} for _ in range(num_batches)]
+
+    def batches(self) -> list[dict[str, torch.Tensor]]:
+        """Return the columns of each batch, as tensors over this memory."""
+        names = tuple(self.arrays)
+        split = (
+            torch.from_numpy(array).view(self.num_batches, self.rows, *array.shape[1:]).unbind(0)
+            for array in self.arrays.values()
+        )
+        return [dict(zip(names, tensors)) for tensors in zip(*split)]

@@ -1,17 +1,19 @@
-"""Batches of token sequences, assembled in blocks by the consumer's own thread.
+"""Batches of token sequences, assembled by the consumer's own thread.
+
+    run of up to 4096 rows ──plan, at once──> blocks of about 2 MiB ──gather──> batches
 
 Handing each batch through a thread would cost several times its gather; so threads only fetch shards and tokenise
-units, and the consumer gathers up to 64 batches at once. The first blocks are small: the first batch comes at once.
+units. Planning many batches at once costs little for each; gathering few at once keeps them in the processor's cache until
+the consumer reads them. The first runs are short: the first batch comes at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import count
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from iostack.errors import PlanError
 from iostack.loader.buffers import Buffers, Columns
@@ -21,15 +23,21 @@ from iostack.loader.sources import Source, wait_s_by_stage
 from iostack.loader.state import Cursors
 from iostack.sizes import format_bytes
 
-_MOST_BATCHES = 64
-_MOST_BLOCK_BYTES = 16 << 20
+_MOST_ROWS_PLANNED = 4096
+_MOST_BLOCK_BYTES = 2 << 20
+
+Fill = Callable[[slice, np.ndarray, Buffers], None]
+"""Fills the rows ``places`` of a block with ``part`` of what was drawn for a run, in order: ``fill(part, places, buffers)``."""
 
 
 class SequenceSource(Source, Protocol):
-    """Fills rows of a block with sequences."""
+    """Fills rows of blocks with sequences."""
 
-    def fill(self, draws: Draws, buffers: Buffers) -> None:
-        """Write the drawn sequences, their identities, whether they are valid, and the cursors after each batch."""
+    def plan(self, draws: Draws) -> Fill:
+        """Return what writes the drawn sequences, their identities, whether they are valid, and the cursors after each batch.
+
+        It is called for one part after the other until all are out, or the pass is over.
+        """
         ...
 
 
@@ -42,7 +50,7 @@ class SequenceBatches:
         self._schedule = schedule
         self._sources = sources
         self._columns = columns
-        self._row_bytes = sum(column.row_bytes for column in columns.values())
+        self._batch_bytes = schedule.topology.rows * sum(column.row_bytes for column in columns.values())
         self._ends_by_data = ends_by_data
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
@@ -54,60 +62,62 @@ class SequenceBatches:
         try:
             for source in self._sources:
                 source.restore(cursors, position % self._schedule.lanes)
-            for block in self._blocks(position, end):
-                yield from block
+            for buffers in self._blocks(position, end):
+                yield from self._split(buffers, position)
+                position += buffers.num_batches * self._schedule.topology.batch_size
         finally:
             for source in self._sources:
                 source.stop()
 
-    def _blocks(self, position: int, end: int | None) -> Iterator[list[LoadedBatch]]:
+    def _blocks(self, position: int, end: int | None) -> Iterator[Buffers]:
         topology = self._schedule.topology
-        most = max(1, min(_MOST_BATCHES, _MOST_BLOCK_BYTES // (topology.rows * self._row_bytes)))
-        if self._ends_by_data:
-            most = 1
         size = 1
         while end is None or position < end:
             if end is not None:
                 size = min(size, -(-(end - position) // topology.batch_size))
-            buffers, positions = self._fill(position, size)
-            if end is not None:
-                buffers.valid[positions >= end] = False
-            is_finished = self._ends_by_data and all(source.is_finished() for source in self._sources)
-            if not is_finished or buffers.valid.any():
-                yield self._split(buffers, position)
-            if is_finished:
-                return
+            for buffers, positions in self._run(position, size):
+                if end is not None:
+                    buffers.valid[positions >= end] = False
+                is_finished = self._ends_by_data and all(source.is_finished() for source in self._sources)
+                if not is_finished or buffers.valid.any():
+                    yield buffers
+                if is_finished:
+                    return
             position += size * topology.batch_size
-            size = min(2 * size, most)
+            size = 1 if self._ends_by_data else min(2 * size, max(1, _MOST_ROWS_PLANNED // topology.rows))
 
-    def _fill(self, position: int, size: int) -> tuple[Buffers, np.ndarray]:
-        block = self._schedule.block(position, size)
+    def _run(self, position: int, num_batches: int) -> Iterator[tuple[Buffers, np.ndarray]]:
+        """Yield the blocks of a run, with the positions of their rows."""
+        rows = self._schedule.topology.rows
+        run = self._schedule.block(position, num_batches)
+        fills = [
+            (source.plan(draws), draws.places) for source, draws in zip(self._sources, run.draws) if len(draws.places)
+        ]
+        step = rows * max(1, _MOST_BLOCK_BYTES // self._batch_bytes)
+        for start in range(0, num_batches * rows, step):
+            stop = min(start + step, num_batches * rows)
+            buffers = self._buffers((stop - start) // rows)
+            for fill, places in fills:
+                part = slice(*np.searchsorted(places, (start, stop)).tolist())
+                fill(part, places[part] - start, buffers)
+            yield buffers, run.positions[start:stop]
+
+    def _buffers(self, num_batches: int) -> Buffers:
         rows = self._schedule.topology.rows
         try:
-            buffers = Buffers(size, rows, self._columns)
+            return Buffers(num_batches, rows, self._columns)
         except MemoryError as error:
-            needed = format_bytes(size * rows * self._row_bytes)
+            width = self._columns["tokens"].width
             raise PlanError(
-                f"a batch of {rows} x {self._columns['tokens'].width} tokens takes {needed}, more than there is memory",
+                f"a batch of {rows} x {width} tokens takes {format_bytes(num_batches * self._batch_bytes)}, more than"
+                " there is memory",
                 hint="use a smaller seq_len or batch_size",
             ) from error
-        for source, draws in zip(self._sources, block.draws):
-            if len(draws.places):
-                source.fill(draws, buffers)
-        return buffers, block.positions
 
-    def _split(self, buffers: Buffers, position: int) -> list[LoadedBatch]:
+    def _split(self, buffers: Buffers, position: int) -> Iterator[LoadedBatch]:
         buffers.identities[~buffers.valid] = 0
-        shape = (buffers.num_batches, buffers.rows)
-        columns = [
-            torch.from_numpy(array).view(*shape, *array.shape[1:]).unbind(0) for array in buffers.arrays.values()
-        ]
-        names = tuple(buffers.arrays)
-        next_positions = count(position + self._schedule.topology.batch_size, self._schedule.topology.batch_size)
-        return [
-            LoadedBatch(dict(zip(names, batch)), next_position, cursors)
-            for *batch, next_position, cursors in zip(*columns, next_positions, buffers.cursors)
-        ]
+        batch_size = self._schedule.topology.batch_size
+        return map(LoadedBatch, buffers.batches(), count(position + batch_size, batch_size), buffers.cursors)
 
     def wait_s(self) -> dict[str, float]:
         """Return the seconds that the consumer has waited so far, by stage."""

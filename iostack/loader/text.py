@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -20,7 +21,8 @@ from iostack.loader.buffers import Buffers
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
-from iostack.loader.schedule import Draws
+from iostack.loader.schedule import Draws, Int64s
+from iostack.loader.sequences import Fill
 from iostack.loader.sources import StreamedSource
 from iostack.loader.streams import UnitSource
 from iostack.loader.transforming import Transforming
@@ -87,9 +89,12 @@ class TextSource(StreamedSource[TextUnit]):
         )
         super().__init__(source.number, residency, units)
 
-    def fill(self, draws: Draws, buffers: Buffers) -> None:
-        """Write the next outputs of the drawn lanes, and the cursor after each, into the block."""
-        for place, unit, output, is_valid, lane, cursor in self.take(draws):
+    def plan(self, draws: Draws) -> Fill:
+        """Return what writes the next outputs of the drawn lanes, and the cursor after each, into blocks."""
+        return partial(self._fill, draws.positions)
+
+    def _fill(self, positions: Int64s, part: slice, places: Int64s, buffers: Buffers) -> None:
+        for place, unit, output, is_valid, lane, cursor in self.take(Draws(places, positions[part])):
             buffers.tokens[place] = unit.sequence(output)
             buffers.identities[place] = unit.identities[output]
             buffers.valid[place] = is_valid
