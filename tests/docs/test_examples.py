@@ -38,3 +38,11 @@ def test_a_loop_that_is_done_makes_no_step_and_keeps_its_state(corpus: Path) -> 
     before = (corpus.parent / "state.json").read_text()
     assert _loop(corpus, 2, "state") == []
     assert (corpus.parent / "state.json").read_text() == before
+
+
+def test_the_vision_model_learns_the_shapes_from_tar_shards(tmp_path: Path) -> None:
+    command = [sys.executable, str(pages.ROOT / "examples" / "train_vision.py"), "drawings", "--steps", "60"]
+    lines = pages.run(command, cwd=tmp_path).splitlines()
+    assert [line.split()[1] for line in lines] == ["10", "20", "30", "40", "50", "60"]
+    assert sorted(path.name for path in (tmp_path / "drawings").glob("*.tar")) == [f"{i:03d}.tar" for i in range(6)]
+    assert float(lines[-1].split()[3]) < 0.5 < 0.7 < float(lines[0].split()[3])
