@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from iostack.corpus.contracts import Sample
 from iostack.errors import PlanError
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
-from iostack.loader.rows import ChosenRow, RowReader, RowUnit, load_row_unit, substitutes_by_plan, substitutes_by_unit
+from iostack.loader.rows import RowReader, RowUnit, load_row_unit
 from iostack.loader.schedule import Draws, Int64s
 from iostack.loader.sources import IndexedSource, StreamedSource
 from iostack.loader.state import Cursors
 from iostack.loader.streams import UnitSource
+from iostack.loader.tasks import RowsTask, UnitRow
 from iostack.loader.tokens import locate
 from iostack.plan.indexed import Rows
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one source reads for one batch: ``read()`` gives samples and identities for ``places``.
-
-    ``shard_bytes`` are those of all shards that it reads.
-    """
+    """What one source reads for the ``places`` of one batch; ``shard_bytes`` are those of all shards that it reads."""
 
     places: Int64s
     shard_bytes: int
-    read: Callable[[], tuple[list[Sample], Int64s]]
+    task: RowsTask
 
 
 class IndexedRows(IndexedSource):
@@ -40,15 +36,14 @@ class IndexedRows(IndexedSource):
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         super().__init__(Residency(source.corpus, reading.lookahead_bytes))
         self._plan = source.indexed_plan(reading.plan.lanes)
-        self._reader = RowReader(source, self.residency, reading.bad_samples)
+        self.number = source.number
+        self.reader = RowReader(source, self.residency, reading.bad_samples, self._plan)
 
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; nothing is read yet."""
         located = locate(self._plan, self.residency, draws)
-        read = partial(
-            self._reader.read, located, valid[draws.places], substitutes_by_plan(self._plan, draws.positions)
-        )
-        return Part(draws.places, _shard_bytes(self.residency, located), read)
+        task = RowsTask(self.number, located, valid[draws.places], draws.positions)
+        return Part(draws.places, _shard_bytes(self.residency, located), task)
 
 
 class UnindexedRows(StreamedSource[RowUnit]):
@@ -56,11 +51,11 @@ class UnindexedRows(StreamedSource[RowUnit]):
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         residency = Residency(source.corpus, reading.lookahead_bytes)
-        self._reader = RowReader(source, residency, reading.bad_samples)
-        self._load = partial(load_row_unit, residency, seed=source.seed)
+        plan = source.unit_plan(reading.plan.lanes)
+        self.reader = RowReader(source, residency, reading.bad_samples, plan)
         units = UnitSource(
-            source.unit_plan(reading.plan.lanes),
-            self._load,
+            plan,
+            partial(load_row_unit, residency, seed=source.seed),
             corpus=source.corpus,
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
@@ -76,19 +71,18 @@ class UnindexedRows(StreamedSource[RowUnit]):
 
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; waits until the shards are open, reads no sample yet."""
-        chosen: list[ChosenRow] = []
+        chosen: list[tuple[RowUnit, UnitRow]] = []
         for place, unit, output, is_valid, lane, cursor in self.take(draws):
             valid[place] = is_valid
-            chosen.append(ChosenRow(unit, output, lane, cursor[0]))
+            chosen.append((unit, UnitRow(unit.unit, output, lane, cursor[0])))
             cursors.setdefault(self.number, {})[lane] = cursor
         located = Rows(
-            epochs=np.asarray([row.unit.unit.epoch for row in chosen], np.int64),
-            shards=np.asarray([row.unit.unit.shard for row in chosen], np.int64),
-            rows=np.asarray([row.unit.order[row.output] for row in chosen], np.int64),
+            epochs=np.asarray([unit.unit.epoch for unit, _ in chosen], np.int64),
+            shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
+            rows=np.asarray([unit.order[origin.output] for unit, origin in chosen], np.int64),
         )
-        substitutes = substitutes_by_unit(chosen, self._units.units, self._load)
-        read = partial(self._reader.read, located, valid[draws.places], substitutes)
-        return Part(draws.places, _shard_bytes(self.residency, located), read)
+        task = RowsTask(self.number, located, valid[draws.places], [origin for _, origin in chosen])
+        return Part(draws.places, _shard_bytes(self.residency, located), task)
 
 
 def _shard_bytes(residency: Residency, located: Rows) -> int:

@@ -1,13 +1,11 @@
-"""Whole samples by row: read, transform, replace the bad ones, collate into a batch of columns."""
+"""Whole samples by row: read, transform, replace the bad ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import partial
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample
 from iostack.errors import IostackError, PluginError, SampleError
@@ -15,28 +13,32 @@ from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.planning import PlannedSource
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Int64s
+from iostack.loader.tasks import RowsTask, UnitRow
 from iostack.loader.transforming import Transforming
 from iostack.plan.identity import row_identities
-from iostack.plan.indexed import IndexedPlan, Rows
+from iostack.plan.indexed import IndexedPlan
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.units import Unit, UnitPlan
 
 _ROW_ORDER = 6
-Substitutes = Callable[[int], Iterator[tuple[int, int]]]
-"""What may stand in for the i-th sample of a batch, as (shard, row), best first."""
 
 
 class RowReader:
     """Reads samples of one corpus with their transforms applied; thread-safe."""
 
-    def __init__(self, source: PlannedSource, residency: Residency, bad_samples: BadSamples) -> None:
+    def __init__(
+        self, source: PlannedSource, residency: Residency, bad_samples: BadSamples, plan: IndexedPlan | UnitPlan
+    ) -> None:
         self.residency = residency
         self.number = source.number
         self._transforming = Transforming(source)
         self._bad_samples = bad_samples
+        self._plan = plan
+        self._load = partial(load_row_unit, residency, seed=source.seed)
 
-    def read(self, located: Rows, valid: NDArray[np.bool_], substitutes: Substitutes) -> tuple[list[Sample], Int64s]:
-        """Return the samples at ``located`` and their identities; bad ones are reported where they are ``valid``."""
+    def read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
+        """Return the samples of the task and their identities; bad ones are reported where they are valid."""
+        located, valid = task.located, task.valid
         samples: list[Sample | Exception] = [SampleError("not read")] * len(located.shards)
         for shard in np.unique(located.shards).tolist():
             (chosen,) = np.nonzero(located.shards == shard)
@@ -49,7 +51,7 @@ class RowReader:
             if isinstance(sample, Exception):
                 bad = sample
                 place = (int(located.epochs[index]), int(shards[index]), int(rows[index]))
-                sample, other_shard, other_row = self._substitute(bad, place, substitutes(index))
+                sample, other_shard, other_row = self._substitute(bad, place, self._substitutes(task, index))
                 if valid[index]:
                     self._report(bad, (shards[index], rows[index]), (other_shard, other_row))
                 shards[index], rows[index] = other_shard, other_row
@@ -83,6 +85,16 @@ class RowReader:
                 return sample, other_shard, other_row
         raise nothing_is_good(f"the window around {name(shard)} row {row}", bad) from bad
 
+    def _substitutes(self, task: RowsTask, index: int) -> Iterator[tuple[int, int]]:
+        """Return what may stand in for a row of the task, as (shard, row), best first."""
+        origin = task.origins[index]
+        if isinstance(self._plan, UnitPlan):
+            assert isinstance(origin, UnitRow)
+            return substitutes_by_unit(origin, self._plan, self._load)
+        assert not isinstance(origin, UnitRow)
+        rows = self._plan.substitutes(int(origin))
+        return zip(rows.shards.tolist(), rows.rows.tolist(), strict=True)
+
 
 class RowUnit:
     """The rows of one unit in permuted order, unread: for corpora whose counts are not known."""
@@ -101,69 +113,13 @@ def load_row_unit(residency: Residency, unit: Unit, *, seed: int) -> RowUnit:
     return RowUnit(unit, permutation(derive_key(seed, _ROW_ORDER, unit.epoch, unit.number), num_rows))
 
 
-class ChosenRow(NamedTuple):
-    """One row of a batch: the output of a unit, which is the ``draw``-th of ``lane``."""
-
-    unit: RowUnit
-    output: int
-    lane: int
-    draw: int
-
-
-def substitutes_by_plan(plan: IndexedPlan, positions: Int64s) -> Substitutes:
-    """Return the substitutes of the i-th of ``positions`` of a source's plan."""
-
-    def substitutes(index: int) -> Iterator[tuple[int, int]]:
-        rows = plan.substitutes(int(positions[index]))
-        return zip(rows.shards.tolist(), rows.rows.tolist(), strict=True)
-
-    return substitutes
-
-
-def substitutes_by_unit(chosen: Sequence[ChosenRow], units: UnitPlan, load: Callable[[Unit], RowUnit]) -> Substitutes:
-    """Return the substitutes of the i-th chosen row: the outputs after it around its unit, then those of other units.
+def substitutes_by_unit(origin: UnitRow, plan: UnitPlan, load: Callable[[Unit], RowUnit]) -> Iterator[tuple[int, int]]:
+    """Yield the substitutes of a row as (shard, row): the outputs after it around its unit, then those of other units.
 
     A unit may hold nothing good, even a single row; so it borrows from the units after it, around their window.
     """
-
-    def substitutes(index: int) -> Iterator[tuple[int, int]]:
-        unit, output, lane, draw = chosen[index]
-        for row in np.roll(unit.order, -output)[1:].tolist():
-            yield unit.unit.shard, row
-        for other in units.substitutes(lane, draw):
-            for row in load(other).order.tolist():
-                yield other.shard, row
-
-    return substitutes
-
-
-def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return one batch of columns: tensors where all values are numbers, or arrays of one shape and dtype, else lists.
-
-    A column that a sample lacks holds None in its place.
-    """
-    names = list(dict.fromkeys(name for sample in samples for name in sample))
-    return {name: _collate_column([sample.get(name) for sample in samples]) for name in names}
-
-
-def _collate_column(values: list[Any]) -> Any:
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        same = all(
-            isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (first.shape, first.dtype)
-            for value in values
-        )
-        return torch.stack(values) if same else values
-    if isinstance(first, np.ndarray):
-        same = first.dtype.kind in "biuf" and all(
-            isinstance(value, np.ndarray) and (value.shape, value.dtype) == (first.shape, first.dtype)
-            for value in values
-        )
-        return torch.from_numpy(np.stack(values)) if same else values
-    if all(type(value) is bool for value in values):
-        return torch.tensor(values)
-    if all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values):
-        return torch.tensor(values)
-    if all(type(value) is float for value in values):
-        return torch.tensor(values, dtype=torch.float64)
-    return values
+    for row in np.roll(load(origin.unit).order, -origin.output)[1:].tolist():
+        yield origin.unit.shard, row
+    for other in plan.substitutes(origin.lane, origin.draw):
+        for row in load(other).order.tolist():
+            yield other.shard, row

@@ -11,17 +11,17 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from iostack.corpus.contracts import Sample
-from iostack.errors import UsageError
+from iostack.loader.collate import as_tensors
 from iostack.loader.device import LoadedBatch
 from iostack.loader.reading import Reading
 from iostack.loader.row_sources import Part
-from iostack.loader.rows import collate
-from iostack.loader.schedule import Draws, Schedule
+from iostack.loader.rows import RowReader
+from iostack.loader.schedule import Draws, Int64s, Schedule
 from iostack.loader.sources import Source, wait_s_by_stage
 from iostack.loader.state import Cursors
+from iostack.loader.tasks import BatchTask, RowsTask, assemble
 from iostack.loader.threads import Threads, patience_s, wait_for
 from iostack.loader.waits import Waited, with_origin_s
 
@@ -38,7 +38,9 @@ class Work:
 
 
 class SampleSource(Source, Protocol):
-    """Plans the rows that one source gives to a batch."""
+    """Plans the rows that one source gives to a batch; ``reader`` reads them, in any thread."""
+
+    reader: RowReader
 
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch, unread; writes which rows are valid, and the cursors after the batch."""
@@ -105,7 +107,8 @@ class SampleBatches:
                 if len(draws.places)
             ]
             deadline_s = patience_s(sum(part.shard_bytes for part in parts))
-            run = partial(self._assemble, parts, valid, position + topology.batch_size, cursors)
+            task = BatchTask(position, valid, [(part.places, part.task) for part in parts])
+            run = partial(self._load, task, position + topology.batch_size, cursors)
             work = Work(position, deadline_s, run)
             position += topology.batch_size
             if not self._ends_by_data:
@@ -119,22 +122,11 @@ class SampleBatches:
             if all(source.is_finished() for source in self._sources):
                 return
 
-    def _assemble(self, parts: Sequence[Part], valid: np.ndarray, next_position: int, cursors: Cursors) -> LoadedBatch:
-        samples: list[Sample] = [{} for _ in range(len(valid))]
-        identities = np.zeros(len(valid), np.int64)
-        for part in parts:
-            read, identities[part.places] = part.read()
-            for place, sample in zip(part.places.tolist(), read):
-                samples[place] = sample
-        identities[~valid] = 0
-        columns = collate(samples)
-        if taken := sorted({"valid", "sample_ids"} & columns.keys()):
-            raise UsageError(
-                f"the samples have a column {taken[0]!r}, which the loader gives itself",
-                hint="rename it with the transform 'rename'",
-            )
-        columns |= {"valid": torch.from_numpy(valid), "sample_ids": torch.from_numpy(identities)}
-        return LoadedBatch(columns, next_position, cursors)
+    def _load(self, task: BatchTask, next_position: int, cursors: Cursors) -> LoadedBatch:
+        return LoadedBatch(as_tensors(assemble(task, self._read)), next_position, cursors)
+
+    def _read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
+        return self._sources[task.number].reader.read(task)
 
     def wait_s(self) -> dict[str, float]:
         """Return the seconds that the consumer has waited so far, by stage."""

@@ -12,7 +12,7 @@ import torch
 
 import iostack
 from iostack.errors import UsageError
-from iostack.loader.rows import collate
+from iostack.loader.collate import as_tensors, collate
 
 from .pipelines import Corpora, make
 
@@ -29,7 +29,7 @@ from .pipelines import Corpora, make
     ],
 )
 def test_numbers_and_arrays_of_one_shape_become_tensors(values: list[Any], dtype: torch.dtype) -> None:
-    column = collate([{"a": value} for value in values])["a"]
+    column = as_tensors(collate([{"a": value} for value in values]))["a"]
     assert column.dtype == dtype
     assert column.tolist() == [np.asarray(value).tolist() for value in values]
 

@@ -1,0 +1,58 @@
+"""From samples to the columns of a batch. Imports no torch: worker processes start without it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from iostack.corpus.contracts import Sample
+
+Columns = dict[str, Any]
+"""Column -> all its values: an array where they are numbers or alike, else a list."""
+
+
+def collate(samples: Sequence[Sample]) -> Columns:
+    """Return one batch of columns: arrays where all values are numbers, or arrays of one shape and dtype, else lists.
+
+    Tensors are stacked to a tensor. A column that a sample lacks holds None in its place.
+    """
+    names = list(dict.fromkeys(name for sample in samples for name in sample))
+    return {name: _collate_column([sample.get(name) for sample in samples]) for name in names}
+
+
+def as_tensors(columns: Mapping[str, Any]) -> Columns:
+    """Return the columns with their arrays as tensors over the same memory."""
+    import torch
+
+    return {
+        name: torch.from_numpy(column) if isinstance(column, np.ndarray) else column for name, column in columns.items()
+    }
+
+
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is a torch tensor; nobody has one before torch is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _collate_column(values: list[Any]) -> Any:
+    first = values[0]
+    if is_tensor(first):
+        same = all(is_tensor(value) and (value.shape, value.dtype) == (first.shape, first.dtype) for value in values)
+        return sys.modules["torch"].stack(values) if same else values
+    if isinstance(first, np.ndarray):
+        same = first.dtype.kind in "biuf" and all(
+            isinstance(value, np.ndarray) and (value.shape, value.dtype) == (first.shape, first.dtype)
+            for value in values
+        )
+        return np.stack(values) if same else values
+    if all(type(value) is bool for value in values):
+        return np.array(values)
+    if all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values):
+        return np.array(values, np.int64)
+    if all(type(value) is float for value in values):
+        return np.array(values, np.float64)
+    return values
