@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from iostack.errors import CacheError, ShardError
 
 _BLOCK_BYTES = 1 << 20
 _RATIO_LIMIT = 1000
+_SNAPPY_RATIO_LIMIT = 64  # a copy of 64 bytes takes 3
 _UNQUESTIONED_BYTES = 256 << 20
 _CHECK_DISK_EVERY_BYTES = 64 << 20
 
 
 def decompress(source: Path, destination: Path, *, kind: str, name: str, free_floor_bytes: int) -> None:
-    """Write ``source``, one or many ``kind`` (gzip or zstd) frames, decompressed to ``destination``; memory is bounded.
+    """Write ``source``, one or many ``kind`` frames (gzip, zstd, bz2, brotli), decompressed to ``destination``.
+
+    Memory is bounded. ``kind`` may also be snappy, in one raw block as MosaicML writes it: that cannot be streamed, so
+    it takes memory for both forms, and a block that claims more than snappy can reach is refused unread.
 
     Raises:
         ShardError: damaged, truncated, or more than 1000 times as large as it was (beyond 256 MiB).
         CacheError: it would leave less than ``free_floor_bytes`` on the disk.
     """
-    import pyarrow as pa
-
     limit = max(_UNQUESTIONED_BYTES, _RATIO_LIMIT * source.stat().st_size)
     written = next_check = 0
     with source.open("rb") as compressed, destination.open("wb") as output:
-        stream = pa.CompressedInputStream(pa.PythonFile(compressed, "r"), kind)
-        while block := _read(stream, name, kind):
+        for block in _raw_snappy(compressed, name) if kind == "snappy" else _frames(compressed, name, kind):
             written += len(block)
             if written > limit:
                 raise ShardError(
@@ -43,9 +47,35 @@ def decompress(source: Path, destination: Path, *, kind: str, name: str, free_fl
             output.write(block)
 
 
-def _read(stream: object, name: str, kind: str) -> bytes:
+def _frames(compressed: BinaryIO, name: str, kind: str) -> Iterator[bytes]:
+    import pyarrow as pa
+
+    with _damage(name, kind):
+        stream = pa.CompressedInputStream(pa.PythonFile(compressed, "r"), kind)
+        while block := stream.read(_BLOCK_BYTES):
+            yield block
+
+
+def _raw_snappy(compressed: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield one raw block, which starts with its decompressed size: 7 bits per byte, lowest first (format_description.txt)."""
+    import pyarrow as pa
+
+    with _damage(name, "snappy"):
+        data = compressed.read()
+        size = last = 0
+        for place, last in enumerate(data[:5]):
+            size |= (last & 0x7F) << 7 * place
+            if last < 0x80:
+                break
+        if not data or last >= 0x80 or size > _SNAPPY_RATIO_LIMIT * len(data):
+            raise ValueError(f"{len(data):,} bytes cannot hold {size:,}")
+        yield memoryview(pa.Codec("snappy").decompress(data, decompressed_size=size))  # type: ignore[misc]
+
+
+@contextmanager
+def _damage(name: str, kind: str) -> Iterator[None]:
     try:
-        return stream.read(_BLOCK_BYTES)  # type: ignore[attr-defined, no-any-return]
+        yield
     except (OSError, ValueError) as error:
         raise ShardError(
             f"{name}: the {kind} stream is truncated or damaged: {error}", hint="copy or write the shard again"

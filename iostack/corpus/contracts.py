@@ -83,7 +83,14 @@ class Origin(Protocol):
         ...
 
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {
+    ".gz": "gzip",
+    ".zst": "zstd",
+    ".zstd": "zstd",
+    ".bz2": "bz2",
+    ".br": "brotli",
+    ".snappy": "snappy",
+}
 """By suffix, the compressions that the cache undoes."""
 
 OpenOrigin = Callable[[str, Mapping[str, Any]], Origin]
@@ -96,7 +103,7 @@ class Shard:
     object: ObjectInfo
     companions: tuple[ObjectInfo, ...] = ()
     compression: str = ""
-    """Of the object: empty, ``"gzip"`` or ``"zstd"``; readers get the decompressed file."""
+    """Of the object: empty, or a value of ``COMPRESSIONS``; readers get the decompressed file."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,10 @@ class ShardFiles:
     path: Path
     companions: tuple[Path, ...]
     index: Path
+    shard: Shard
+    """What these are the files of."""
+    allow_pickle: frozenset[str] = frozenset()
+    """Columns whose pickled values the user trusts; no other may be unpickled."""
 
 
 @runtime_checkable

@@ -37,7 +37,8 @@ def open_corpus(
     """Open what is behind ``uri``: a folder, a prefix or one object, local or of any scheme that fsspec knows.
 
     With a manifest (``iostack index URI``) nothing is listed; without one the origin is listed and the format is told
-    by the objects' names. ``storage_options`` go to the storage plugin as they are.
+    by the objects' names. ``storage_options`` go to the storage plugin as they are, but for ``allow_pickle``, which names
+    columns of MDS and litData shards whose pickled values are to be loaded: a pickle can run any code.
 
     Raises:
         CorpusNotFoundError: nothing is there.

@@ -13,7 +13,9 @@ from iostack.cache.whole_objects import WholeObjects
 from iostack.corpus.contracts import Format, ObjectInfo, Origin, Shard, ShardFiles
 from iostack.corpus.manifest import SIDECAR, Manifest, load_manifest
 from iostack.corpus.origins import object_uri, open_origin, uri_below
-from iostack.errors import ShardError, redact
+from iostack.errors import ShardError, UsageError, redact
+
+_ALLOW_PICKLE = "allow_pickle"
 
 
 class Place:
@@ -22,6 +24,8 @@ class Place:
     def __init__(self, uri: str, folder: Path, options: dict[str, Any]) -> None:
         self.arguments = (uri, folder, options)
         self.folder = folder
+        self._allow_pickle = _columns(options.get(_ALLOW_PICKLE, ()))
+        options = {key: value for key, value in options.items() if key != _ALLOW_PICKLE}
         self.origin: Origin = open_origin(uri, options)
         self.uri = self.origin.uri
         # With its secrets, of which only the digest is kept: a query may choose the object.
@@ -57,7 +61,7 @@ class Place:
         index = self.folder / "index" / object_id(self.namespace, info.path, info.bytes, info.etag, format.name)
         with suppress(OSError):  # an index that cannot be kept is built in memory
             index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return ShardFiles(self.name(info.path), files[0], tuple(files[1:]), index)
+        return ShardFiles(self.name(info.path), files[0], tuple(files[1:]), index, shard, self._allow_pickle)
 
     def name(self, path: str) -> str:
         """Return the URI of one object, without credentials."""
@@ -89,6 +93,13 @@ class Place:
         else:
             return
         raise ShardError(f"{self.name(info.path)} {change} since it was indexed", hint=f"run: iostack index {self.uri}")
+
+
+def _columns(named: object) -> frozenset[str]:
+    columns = named.split(",") if isinstance(named, str) else named
+    if not isinstance(columns, list | tuple | set | frozenset) or not all(isinstance(each, str) for each in columns):
+        raise UsageError(f"{_ALLOW_PICKLE} takes names of columns, not {named!r}")
+    return frozenset(columns)
 
 
 def _endpoints(options: Any) -> list[str]:
