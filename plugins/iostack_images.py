@@ -56,6 +56,7 @@ def build_image(
     ``resize`` is the length of the shorter side; ``crop`` is the side of a square from the middle. ``random`` takes, for
     training, a random crop of 8 to 100 % of the area instead, scales it to ``crop`` and mirrors half of them, another one in
     every epoch. ``layout`` is "chw" or "hwc"; ``gray`` gives one channel. Larger images than ``max_pixels`` are bad samples.
+    In memory the channels come last either way, in a batch too (``torch.channels_last``).
 
     Raises:
         SettingsError: an option is impossible. MissingExtraError: no decoder is installed.
@@ -107,9 +108,8 @@ class Image:
             raise SampleError(f"{told}; there are {', '.join(map(str, sample))}")
         pixels = decode(data)
         kept = {name: value for name, value in sample.items() if name != column}
-        if self.layout == "chw":
-            pixels = pixels.transpose(2, 0, 1)
-        return kept | {self.to: np.ascontiguousarray(pixels)}
+        pixels = np.ascontiguousarray(pixels)
+        return kept | {self.to: pixels.transpose(2, 0, 1) if self.layout == "chw" else pixels}
 
     def _from_the_middle(self, data: bytes, shorter: int | None) -> Pixels:
         pixels = self._decode(data, at_least=shorter)

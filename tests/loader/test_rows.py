@@ -57,6 +57,14 @@ def test_all_else_stays_as_it_is_in_a_list(values: list[Any]) -> None:
     assert all(left is right for left, right in zip(column, values, strict=True))
 
 
+def test_arrays_are_stacked_in_the_order_of_axes_that_they_have_in_memory() -> None:
+    whole = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    for axes in ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)):
+        column = np.asarray(collate([{"a": array.transpose(axes)} for array in whole])["a"])
+        assert (column == np.stack([array.transpose(axes) for array in whole])).all()
+        assert column.transpose(0, *(1 + np.argsort(axes))).flags.c_contiguous
+
+
 def test_a_column_that_a_sample_lacks_holds_none_in_its_place() -> None:
     assert collate([{"a": 1}, {"b": "x"}]) == {"a": [1, None], "b": [None, "x"]}
 
