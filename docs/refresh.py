@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 from iostack.cli import cli
 from trainer.model.options import DecoderOptions
 from trainer.settings.show import to_toml
-from trainer.settings.tree import Settings, SourceSettings
+from trainer.settings.tree import PhaseSettings, Settings, SourceSettings
 
 DOCS = Path(__file__).parent
 _PART = re.compile(r"(<!-- (help|settings): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -35,6 +35,7 @@ _TABLES: dict[str, type[BaseModel]] = {
         if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
     },
     "data.sources": SourceSettings,
+    "data.phases": PhaseSettings,
     "decoder": DecoderOptions,
 }
 

@@ -72,6 +72,7 @@ def run_training(
         device=device,
         saved=saved.loader if saved else None,
     )
+    _refuse_too_many_steps(settings.train.steps, loader.num_steps)
     program = build_model(settings, request, vocab_size=loader.vocab_size, device=device)
     restored = checkpoints.load(program.tensors())
     if restored is not None:
@@ -98,6 +99,14 @@ def run_training(
     checkpoints.close()
     exchange.close()
     return exit_code_of(stop_signal) if stop_signal else 0
+
+
+def _refuse_too_many_steps(steps: int, available: int | None) -> None:
+    if available is not None and steps > available:
+        raise SettingsError(
+            f"train.steps = {steps}, but the sources are used up after {available} steps",
+            hint=f"set train.steps to {available} at most, or give the sources more epochs",
+        )
 
 
 def _train(run: Run, saver: Saver, lines: JsonLines | None, stop: StopRequest, heartbeat: Heartbeat | None) -> int:

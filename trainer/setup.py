@@ -96,6 +96,7 @@ def open_sources(data: DataSettings) -> list[Source]:
             _open(source.uri, data, source.storage_options or _unless_local(source.uri, data.storage_options)),
             source.weight,
             source.transforms,
+            source.epochs or None,
         )
         for source in data.sources
     ]
@@ -146,6 +147,7 @@ def open_loader(
         tokenizer=data.tokenizer,
         text_column=data.text_column,
         transforms=data.transforms,
+        phases=[phase.model_dump() for phase in data.phases],
         epochs=epochs,
         device=device,
         lookahead_bytes=data.lookahead,

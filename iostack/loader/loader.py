@@ -25,11 +25,11 @@ from iostack.loader.bad_samples import BadSamples
 from iostack.loader.building import build_batches
 from iostack.loader.device import LoadedBatch, find_device, to_device
 from iostack.loader.named import TransformSpec
+from iostack.loader.phases import PhaseSpec
 from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
 from iostack.loader.reading import Reading
-from iostack.loader.schedule import Schedule
+from iostack.loader.scheduling import make_schedule
 from iostack.loader.state import Cursors, State, make_state, read_state
-from iostack.plan.mixing import Mix
 from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
 
@@ -57,7 +57,10 @@ class Loader(IterableDataset[Batch]):
         window_bytes: samples are shuffled within windows of about this size in each lane.
         tokenizer, text_column: for documents: ``"name[:argument]"``, and the column that holds the text.
         transforms: names, tables with options, or callables; they map one sample to one sample.
-        epochs: end after so many; None never ends.
+        phases: ``{"after_samples": n, "weights": [...]}``: from the n-th sample on, rounded up to a multiple of the lanes,
+            the sources of a mix have other weights; 0 leaves one out.
+        epochs: end after so many; None never ends. The sources of a mix have epochs of their own: each of their samples then
+            comes exactly so often, and the pass ends when nothing is left that the last phase draws.
         device: batches go there; on CUDA through pinned memory and a stream of their own.
         lookahead_bytes: bound of what each source fetches, and of what it decodes, before it is needed; one shard, unit or
             two batches are taken ahead in any case. Sources of a mix share it equally.
@@ -83,6 +86,7 @@ class Loader(IterableDataset[Batch]):
         tokenizer: str | Tokenizer = "bytes",
         text_column: str = "text",
         transforms: Sequence[TransformSpec] = (),
+        phases: Sequence[PhaseSpec] = (),
         epochs: int | None = None,
         device: str | torch.device = "cpu",
         lookahead_bytes: int | str = "256 MiB",
@@ -92,16 +96,13 @@ class Loader(IterableDataset[Batch]):
         super().__init__()
         if seq_len is not None and seq_len < 1:
             raise PlanError(f"seq_len must be at least 1, not {seq_len}")
-        if epochs is not None and epochs < 1:
-            raise PlanError(f"epochs must be at least 1, not {epochs}")
         threads = threads if threads is not None else min(4, os.cpu_count() or 1)
         if threads < 1 or max_bad_samples < 0:
             raise PlanError(
                 f"threads ({threads}) must be at least 1, and max_bad_samples ({max_bad_samples}) at least 0"
             )
         sources = as_sources(corpus)
-        if epochs is not None and len(sources) > 1:
-            raise PlanError("a mix of sources has no epochs of its own", hint="leave out epochs and count steps")
+        epochs = _epochs_of_the_pass(sources, epochs)
         ranks = ranks if ranks is not None else _from_environment("WORLD_SIZE", 1)
         rank = rank if rank is not None else _from_environment("RANK", 0)
         topology = Topology(batch_size, rank, ranks)
@@ -115,6 +116,7 @@ class Loader(IterableDataset[Batch]):
             tokenizer=tokenizer,
             text_column=text_column,
             transforms=transforms,
+            phases=phases,
         )
         self.epochs = epochs
         self.position = 0
@@ -124,8 +126,7 @@ class Loader(IterableDataset[Batch]):
         self._iteration = 0
         self._running: Generator[LoadedBatch, None, None] | None = None
         self._device = find_device(device)
-        mix = Mix(self.plan.weights, self.plan.lanes) if len(sources) > 1 else None
-        self._schedule = Schedule(topology, self.plan.lanes, mix)
+        self._schedule = make_schedule(self.plan, topology, epochs)
         reading = Reading(
             plan=self.plan,
             own_lanes=own_lanes(topology, self.plan.lanes),
@@ -161,7 +162,7 @@ class Loader(IterableDataset[Batch]):
     @property
     def num_steps(self) -> int | None:
         """Steps of a finite pass where arithmetic can tell; None if endless, or if only the data can tell."""
-        end = self._end()
+        end = self._schedule.end
         return None if end is None else -(-end // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -178,7 +179,7 @@ class Loader(IterableDataset[Batch]):
     def _iterate(self, iteration: int) -> Generator[Batch, None, None]:
         self._refuse_ended(iteration)
         _iterated.add(self)
-        self._running = host = self._batches.batches(self.position, self._end(), self._cursors)
+        self._running = host = self._batches.batches(self.position, self._schedule.end, self._cursors)
         batches = to_device(host, self._device)
         try:
             started = time.perf_counter()
@@ -205,12 +206,6 @@ class Loader(IterableDataset[Batch]):
             self._running.close()
             self._running = None
 
-    def _end(self) -> int | None:
-        source = self.plan.sources[0]
-        if self.epochs is None or source.uses_units:
-            return None
-        return self.epochs * int(source.counts.sum())
-
     def wait_s(self) -> dict[str, float]:
         """Return which part of ``data_wait_s`` was spent on what: origin (bytes), decode (threads); the rest is gathering."""
         return self._batches.wait_s()
@@ -235,17 +230,14 @@ class Loader(IterableDataset[Batch]):
         }
 
     def _refuse_missing_cursors(self, position: int, cursors: Cursors) -> None:
-        # A rank's own state may lag behind in a lane that it shares, by what others took since its last turn there.
         for source in self.plan.sources:
             if not source.uses_units:
                 continue
-            most_behind = self.plan.weights[source.number] * self._schedule.topology.ranks
             for lane in own_lanes(self._schedule.topology, self.lanes):
                 coming = np.asarray([next_in_lane(position, lane, self.lanes)], np.int64)
                 given = int(self._schedule.source_positions(coming, source.number)[0]) // self.lanes
                 saved = cursors.get(source.number, {}).get(lane, (0, 0, 0))
-                is_missing = given - saved[2] > most_behind and self._schedule.draws(source.number, lane)
-                if saved[2] > given or is_missing:
+                if not given >= saved[2] >= self._schedule.least_given(source.number, lane, position):
                     raise StateError(
                         f"field 'cursors' of the loader state has lane {lane} at output {saved[2]}, and position"
                         f" {position} needs {given}",
@@ -279,6 +271,24 @@ def _close_all() -> None:
     for loader in list(_iterated):
         with suppress(ValueError):  # another thread stands inside its iterator, and ends with the process
             loader.close()
+
+
+def _epochs_of_the_pass(sources: Sequence[Source], epochs: int | None) -> int | None:
+    """Return the epochs of a loader of one source, whichever way they are given; a mix has those of its sources."""
+    if len(sources) > 1:
+        if epochs is not None:
+            raise PlanError(
+                "a mix of sources has no epochs of its own",
+                hint="give the sources epochs, Source(corpus, epochs=2), or leave them out and count steps",
+            )
+        return None
+    given = sources[0].epochs
+    if given is not None and epochs not in (None, given):
+        raise PlanError(f"the source has epochs={given}, and the loader {epochs}", hint="give one of them")
+    epochs = epochs if given is None else given
+    if epochs is not None and epochs < 1:
+        raise PlanError(f"epochs must be at least 1, not {epochs}")
+    return epochs
 
 
 def _from_environment(name: str, default: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from iostack.corpus.contracts import Tokenizer, Transform
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, UsageError
 from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
+from iostack.loader.phases import PhaseSpec, read_phases, refuse_epochs_by_data
 from iostack.loader.schedule import Int64s
 from iostack.loader.token_counts import token_sequences
+from iostack.plan.curriculum import Phase
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.keyed import derive_key
 from iostack.plan.mixing import integer_weights
@@ -30,11 +32,15 @@ _SOURCE = 8
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of a mix. ``weight`` is its share of the samples; ``transforms`` run before tokenising and batching."""
+    """One corpus of a mix. ``weight`` is its share of the samples; ``transforms`` run before tokenising and batching.
+
+    After ``epochs`` the source leaves the mix, and the others go on with the weights that they have.
+    """
 
     corpus: Corpus
     weight: float = 1.0
     transforms: Sequence[TransformSpec] = ()
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class PlannedSource:
     """A source with all that decides its order. ``kind`` is tokens, text, rows or unindexed.
 
     ``counts`` is int64[S]: what the plan permutes, of each shard (sequences or rows; -1 where not known). ``unit_bytes``
-    is about what a unit takes uncompressed.
+    is about what a unit takes uncompressed. After ``epochs`` a source of a mix is used up.
     """
 
     corpus: Corpus
@@ -57,6 +63,7 @@ class PlannedSource:
     unit_bytes: float = 0
     tokenizer: Tokenizer | None = None
     text_column: str = ""
+    epochs: int | None = None
 
     @property
     def uses_units(self) -> bool:
@@ -77,6 +84,8 @@ class PlannedSource:
             known["unit_rows"] = self.unit_rows
         if self.tokenizer is not None:
             known |= {"tokenizer": self.tokenizer.name, "text_column": self.text_column}
+        if self.epochs is not None:
+            known["epochs"] = self.epochs
         return known
 
     def indexed_plan(self, lanes: int) -> IndexedPlan:
@@ -98,16 +107,20 @@ class LoaderPlan:
     weights: tuple[int, ...]
     seq_len: int | None
     fingerprint: str = field(default="")
+    phases: tuple[Phase, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """Return the plan field by field, JSON-safe; two loaders with equal fields and fingerprint agree on all samples."""
-        return {
+        known: dict[str, Any] = {
             "seed": self.seed,
             "lanes": self.lanes,
             "weights": list(self.weights),
             "seq_len": self.seq_len,
             "sources": [source.fields() for source in self.sources],
         }
+        if self.phases:
+            known["phases"] = [{"after_samples": phase.start, "weights": list(phase.weights)} for phase in self.phases]
+        return known
 
 
 def as_sources(given: Corpus | Sequence[Any]) -> list[Source]:
@@ -139,6 +152,7 @@ def plan_loader(
     tokenizer: str | Tokenizer,
     text_column: str,
     transforms: Sequence[TransformSpec],
+    phases: Sequence[PhaseSpec] = (),
 ) -> LoaderPlan:
     """Return the plan of a new loader; opens no shard.
 
@@ -158,6 +172,8 @@ def plan_loader(
         )
         for number, source in enumerate(sources)
     ]
+    if len(sources) > 1:
+        planned = [_with_epochs(source, given.epochs) for source, given in zip(planned, sources, strict=True)]
     if lanes is None:
         lanes = _choose_lanes(planned, ranks)
     if not 1 <= lanes <= _LANES_LIMIT:
@@ -169,6 +185,7 @@ def plan_loader(
         weights=integer_weights([source.weight for source in sources]),
         seq_len=seq_len,
         fingerprint=_joint_fingerprint([source.corpus.fingerprint for source in sources]),
+        phases=read_phases(phases, num_sources=len(sources)),
     )
 
 
@@ -226,6 +243,12 @@ def _plan_source(
         tokenizer=find_tokenizer(tokenizer),
         text_column=text_column,
     )
+
+
+def _with_epochs(source: PlannedSource, epochs: int | None) -> PlannedSource:
+    if epochs is not None:
+        refuse_epochs_by_data(source.corpus, epochs, by_data=source.uses_units, is_text=source.tokenizer is not None)
+    return replace(source, epochs=epochs)
 
 
 def _source_seed(seed: int, number: int) -> int:

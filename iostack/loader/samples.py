@@ -99,7 +99,7 @@ class SampleBatches:
         held_back: list[Work] = []
         while end is None or position < end:
             block = self._schedule.block(position, 1)
-            valid = np.ones(topology.rows, np.bool_) if end is None else block.positions < end
+            valid = self._schedule.is_within(block.positions)
             cursors: Cursors = {}
             parts = [
                 source.plan(draws, valid, cursors)

@@ -77,7 +77,7 @@ class SequenceBatches:
                 size = min(size, -(-(end - position) // topology.batch_size))
             for buffers, positions in self._run(position, size):
                 if end is not None:
-                    buffers.valid[positions >= end] = False
+                    buffers.valid[~self._schedule.is_within(positions)] = False
                 is_finished = self._ends_by_data and all(source.is_finished() for source in self._sources)
                 if not is_finished or buffers.valid.any():
                     yield buffers

@@ -26,18 +26,19 @@ from iostack.errors import PlanError
 
 Int64s = NDArray[np.int64]
 
-_LONGEST_CYCLE = 10_000
+LONGEST_CYCLE = 10_000
 
 
-def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
+def integer_weights(weights: Sequence[float], *, names: Sequence[int] | None = None) -> tuple[int, ...]:
     """Return integer weights: in proportion exactly, where their sum is at most 10,000, else rounded to a sum of that.
 
-    Decimal fractions count as they are written: 0.7 and 0.3 give (7, 3).
+    Decimal fractions count as they are written: 0.7 and 0.3 give (7, 3). ``names`` are the sources' numbers for messages.
 
     Raises:
         PlanError: a weight is not a positive number, or too small a share for a cycle of 10,000.
     """
-    for index, weight in enumerate(weights):
+    names = range(len(weights)) if names is None else names
+    for index, weight in zip(names, weights, strict=True):
         if not (isinstance(weight, Real) and weight > 0 and np.isfinite(weight)):
             raise PlanError(f"source {index} has weight {weight}: weights must be positive numbers")
     exact = [Fraction(repr(float(weight))) for weight in weights]
@@ -45,14 +46,14 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     whole = [int(weight * unit) for weight in exact]
     divisor = gcd(*whole)
     whole = [weight // divisor for weight in whole]
-    if sum(whole) <= _LONGEST_CYCLE:
+    if sum(whole) <= LONGEST_CYCLE:
         return tuple(whole)
     total = sum(exact)
-    shares = [weight / total * _LONGEST_CYCLE for weight in exact]
-    for index, share in enumerate(shares):
+    shares = [weight / total * LONGEST_CYCLE for weight in exact]
+    for index, weight, share in zip(names, weights, shares, strict=True):
         if share < Fraction(1, 2):
             raise PlanError(
-                f"source {index} has weight {weights[index]}, less than 1/{2 * _LONGEST_CYCLE} of the mix",
+                f"source {index} has weight {weight}, less than 1/{2 * LONGEST_CYCLE} of the mix",
                 hint="give it a larger weight, or leave it out",
             )
     return _largest_remainders(shares)
@@ -98,6 +99,7 @@ class Mix:
 
     def __init__(self, weights: Sequence[int], lanes: int) -> None:
         self.weights = np.asarray(weights, np.int64)
+        self.num_sources = len(weights)
         self.lanes = lanes
         self.cycle = tijdeman_cycle(weights)
         length, every = len(self.cycle), np.arange(len(weights))
@@ -123,6 +125,10 @@ class Mix:
         turns = positions // (self.lanes * self._turn) % len(self.offsets)
         sources: NDArray[np.int16] = self.cycle[(positions + self.offsets[turns]) % len(self.cycle)]
         return sources
+
+    def stretch_start(self, position: int) -> int:
+        """Return 0: one cycle goes on for ever."""
+        return 0
 
     def draws_before(self, positions: Int64s, source: int) -> Int64s:
         """Return how many of the positions before each, in its own lane, belong to ``source``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,12 @@ def first_in_lane(topology: Topology, lane: int, lanes: int) -> int:
         for position in range(lane, lanes * topology.ranks, lanes)
         if position % topology.ranks == topology.rank
     )
+
+
+def last_in_lane(topology: Topology, position: int, lane: int, lanes: int) -> int:
+    """Return the last position before ``position`` that belongs to ``lane`` and this rank; negative if there is none."""
+    first, period = first_in_lane(topology, lane, lanes), lcm(lanes, topology.ranks)
+    return first + (position - 1 - first) // period * period
 
 
 def next_in_lane(position: int, lane: int, lanes: int) -> int:

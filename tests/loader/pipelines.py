@@ -13,6 +13,7 @@ import numpy as np
 import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
+from iostack.loader.planning import Source
 
 NUM_TEXTS, NUM_ROWS, SEQ_LEN = 150, 90, 16
 TOKENS_PER_SHARD = (300, 0, 45, 16, 410, 17, 120)
@@ -100,10 +101,22 @@ _SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "bad rows": (lambda c: c["bad"], ROWS),
     "bad rows counted": (lambda c: c["bad counted"], ROWS),
 }
+PHASES = [{"after_samples": 10, "weights": [0, 1]}, {"after_samples": 25, "weights": [1, 2]}]
+"""They begin within the first steps of a test."""
 _MIXES: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "mix of tokens and texts": (lambda c: [(c["tokens"], 2), (c["texts"], 1)], TEXT),
     "mix of three": (lambda c: [(c["tokens"], 0.5), (c["texts counted"], 0.3), (c["bad"], 0.2)], TEXT),
     "mix of rows": (lambda c: [(c["tar counted"], 3), (c["bad"], 1), (c["tar"], 1)], ROWS),
+    "phases": (lambda c: [(c["tokens"], 2), (c["texts"], 1)], TEXT | {"phases": PHASES}),
+    "phases of rows": (lambda c: [(c["tar counted"], 3), (c["tar"], 1)], ROWS | {"phases": PHASES}),
+    "mix that uses up a source": (
+        lambda c: [Source(c["tokens"], 2, epochs=1), (c["texts"], 1)],
+        TEXT | {"phases": [(30, [1, 0])]},
+    ),
+    "mix that ends": (
+        lambda c: [Source(c["tar counted"], 3, epochs=2), Source(c["bad counted"], 1, epochs=1)],
+        ROWS | {"batch_size": 24},
+    ),
 }
 SINGLE = tuple(_SETTINGS)
 """Pipelines of one corpus: they can be finite."""

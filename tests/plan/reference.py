@@ -184,3 +184,44 @@ def units(counts: Sequence[int], unit_rows: int) -> list[list[range | None]]:
         [None] if count < 0 else [range(row, min(row + unit_rows, count)) for row in range(0, count, unit_rows)]
         for count in counts
     ]
+
+
+class Curriculum:
+    """A mix whose weights change, lane by lane and time by time: at every position, the source and its own position."""
+
+    def __init__(self, phases: Sequence[tuple[int, Sequence[int]]], lanes: int, limits: Sequence[int | None]) -> None:
+        self.phases, self.lanes, self.limits = list(phases), lanes, list(limits)
+
+    def lane(self, lane: int, num_times: int) -> list[tuple[int, int]]:
+        """What a lane gives at its first times; shorter where it is over."""
+        given: list[tuple[int, int]] = []
+        drawn = [0] * len(self.limits)
+        phase = began = -1
+        weights: list[int] = []
+        while len(given) < num_times:
+            time = len(given)
+            now = phase
+            while now < 0 or (now + 1 < len(self.phases) and time * self.lanes >= self.phases[now + 1][0]):
+                now += 1
+            left = self._left(now, drawn, lane)
+            while not any(left):
+                now += 1
+                if now == len(self.phases):
+                    return given
+                left = self._left(now, drawn, lane)
+            if (now, left) != (phase, weights):
+                phase, weights, began = now, left, time
+                members = [source for source, weight in enumerate(left) if weight]
+                divisor = gcd(*(left[source] for source in members))
+                mixed = Mixed([left[source] // divisor for source in members], self.lanes)
+            source = members[mixed.source_of((time - began) * self.lanes + lane)]
+            given.append((source, drawn[source] * self.lanes + lane))
+            drawn[source] += 1
+        return given
+
+    def _left(self, phase: int, drawn: Sequence[int], lane: int) -> list[int]:
+        """The weights of a phase, without those of sources that have given all."""
+        return [
+            weight if limit is None or drawn[source] * self.lanes + lane < limit else 0
+            for source, (weight, limit) in enumerate(zip(self.phases[phase][1], self.limits))
+        ]

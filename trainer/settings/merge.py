@@ -71,7 +71,7 @@ def resolve_settings(
     for key, value in (flags or {}).items():
         layers.add(_nest(key, value), "command line")
     if uri:
-        replaced = {"sources": ()} if "data.sources" in layers.origins else {}
+        replaced = {"sources": (), "phases": ()} if "data.sources" in layers.origins else {}
         if replaced:
             log.warning("the URI of the command line replaces data.sources of %s", layers.origins["data.sources"])
         layers.add({"data": {"uri": uri, **replaced}}, "command line")

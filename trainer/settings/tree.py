@@ -73,8 +73,20 @@ class SourceSettings(Section):
     """Samples drawn from this source, relative to the other sources, such as 7 and 3."""
     transforms: Transforms = ()
     """Transforms of this source's samples, before those of ``data.transforms``, by their plugins' names."""
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """Passes over this source, after which it leaves the mix and the others go on; 0: as many as the run takes. Its
+    samples must be counted, and be no text that is tokenised on the fly."""
     storage_options: Options = {}
     """Options of the storage client for this source; empty: those of ``[data]``, unless it is a local path."""
+
+
+class PhaseSettings(Section):
+    """Other weights of the sources from some sample on: ``[[data.phases]]``."""
+
+    after_samples: Annotated[int, Field(ge=0)]
+    """Samples of all sources that come before the phase, rounded up to a multiple of the lanes."""
+    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)]
+    """One weight for each source, in their order; 0 leaves a source out."""
 
 
 class DataSettings(Section):
@@ -84,6 +96,8 @@ class DataSettings(Section):
     """URI of the corpus; the command line's URI replaces it. Use ``[[data.sources]]`` instead to mix several."""
     sources: Annotated[tuple[SourceSettings, ...], Field(strict=False)] = ()
     """Corpora to mix, each with ``uri`` and ``weight``. Decides the order of samples."""
+    phases: Annotated[tuple[PhaseSettings, ...], Field(strict=False)] = ()
+    """Changes of the weights, in order, each with ``after_samples`` and ``weights``. Decides the order of samples."""
     seq_len: Count = 1024
     """Tokens per sequence. Decides the order of samples; longer sequences cost memory and quadratic attention."""
     batch_size: Count = 32
