@@ -115,7 +115,7 @@ _MIXES: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     ),
     "mix that ends": (
         lambda c: [Source(c["tar counted"], 3, epochs=2), Source(c["bad counted"], 1, epochs=1)],
-        ROWS | {"batch_size": 24},
+        ROWS,
     ),
 }
 SINGLE = tuple(_SETTINGS)
