@@ -1,6 +1,6 @@
 """The cache folder: where it is, and how what lies in it is named.
 
-FOLDER/objects/ab/abcd...      a whole object, decompressed where it was compressed
+FOLDER/objects/ab/abcd...      a whole object, decompressed or unpacked where it had to be
 FOLDER/objects/ab/abcd....part being filled; never read
 FOLDER/objects/ab/abcd....lock held by the process that fills it
 FOLDER/index/abcd....rows      row index of a shard

@@ -17,6 +17,7 @@ from pathlib import Path
 from iostack.cache.decompress import decompress
 from iostack.cache.folder import object_id
 from iostack.cache.lock import fill_lock, sweep
+from iostack.cache.output import RoomyFile
 from iostack.cache.residency import Item, Source
 from iostack.errors import CacheError, OriginError
 
@@ -42,7 +43,11 @@ class WholeObjects:
 
     def find(self, item: Item) -> Path | None:
         """Return the local file of an object that is resident, else None."""
-        if not item.compression and (local := self._source.local_path(item.path)) is not None:
+        if (
+            not item.compression
+            and (local := self._source.local_path(item.path)) is not None
+            and _is_ready(item, local)
+        ):
             return local
         target = self._target(item)
         return target if target.exists() else None
@@ -62,19 +67,24 @@ class WholeObjects:
         return target
 
     def _target(self, item: Item) -> Path:
-        name = object_id(self._namespace, item.path, item.bytes, item.etag, item.compression)
+        name = object_id(self._namespace, item.path, item.bytes, item.etag, item.variant)
         return self._folder / name[:2] / name
 
     def _fill(self, item: Item, target: Path) -> None:
         part, fetched = target.with_suffix(".part"), target.with_suffix(".fetch.part")
         try:
-            compressed = self._source.local_path(item.path) if item.compression else None
-            if compressed is None:
-                compressed = fetched if item.compression else part
-                self._fetch(item, compressed)
+            original = self._source.local_path(item.path) if item.variant else None
+            if original is None:
+                original = fetched if item.variant else part
+                self._fetch(item, original)
+            name = f"{self._source.uri} {item.path}"
             if item.compression:
-                name = f"{self._source.uri} {item.path}"
-                decompress(compressed, part, kind=item.compression, name=name, free_floor_bytes=FREE_FLOOR_BYTES)
+                decompress(original, part, kind=item.compression, name=name, free_floor_bytes=FREE_FLOOR_BYTES)
+            elif item.unpacking and item.unpacking.is_needed(original):
+                with RoomyFile(part, name=name, free_floor_bytes=FREE_FLOOR_BYTES) as output:
+                    item.unpacking.unpack(original, output, name)
+            elif original is fetched:
+                fetched.replace(part)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             part.replace(target)
@@ -114,6 +124,10 @@ class WholeObjects:
             self._swept = True
             if removed := sweep(self._folder):
                 logger.info("removed %d unfinished files of killed processes from %s", removed, self._folder)
+
+
+def _is_ready(item: Item, file: Path) -> bool:
+    return item.unpacking is None or not item.unpacking.is_needed(file)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from iostack.cache.residency import Unpacking
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 """One row of a shard: column name -> value (bytes, str, number, array, nested lists and dicts of these)."""
+
+Columns = tuple[str, ...] | None
+"""The columns that are read, in this order; None: all."""
 
 Transform = Callable[[Sample], Sample]
 """Maps one sample to one sample; must be a pure function of its argument. An exception makes the sample bad."""
@@ -131,6 +136,8 @@ class ShardFiles:
     """What these are the files of."""
     allow_pickle: frozenset[str] = frozenset()
     """Columns whose pickled values the user trusts; no other may be unpickled."""
+    columns: Columns = None
+    """Of a ``TableFormat``: the columns that samples have."""
 
 
 @runtime_checkable
@@ -186,6 +193,23 @@ class Format(Protocol):
             ShardError: truncated, damaged or hostile.
         """
         ...
+
+
+@runtime_checkable
+class TableFormat(Format, Protocol):
+    """A format of columns, some of which can be read without the others. Its readers are ``TableReader``."""
+
+    def unpacking(self, columns: Columns) -> Unpacking:
+        """Return how shards become files that can be mapped, with these columns; ``open`` gets what it made."""
+        ...
+
+
+@runtime_checkable
+class TableReader(ShardReader, Protocol):
+    """A shard of columns."""
+
+    kinds: Mapping[str, str]
+    """What each column holds, in words; shards whose words differ cannot be mixed."""
 
 
 class Tokenizer(Protocol):

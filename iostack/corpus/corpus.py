@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iostack.cache.folder import cache_folder
-from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardReader
+from iostack.corpus.contracts import (
+    Columns,
+    Counts,
+    Format,
+    ObjectInfo,
+    Origin,
+    Sample,
+    Shard,
+    ShardReader,
+    TableFormat,
+    TableReader,
+)
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import detect, format_named
 from iostack.corpus.manifest import Manifest, manifest_of
 from iostack.corpus.mapping import allow_many_files
 from iostack.corpus.place import Place
-from iostack.errors import CorpusError, FormatError, ShardError
+from iostack.errors import CorpusError, FormatError, ShardError, UsageError
 
 _OPEN_READERS = 128
 _COUNT_THREADS = 16
@@ -31,20 +42,24 @@ def open_corpus(
     uri: str | os.PathLike[str],
     *,
     format: str | None = None,
+    columns: Sequence[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     **storage_options: Any,
 ) -> Corpus:
     """Open what is behind ``uri``: a folder, a prefix or one object, local or of any scheme that fsspec knows.
 
     With a manifest (``iostack index URI``) nothing is listed; without one the origin is listed and the format is told
-    by the objects' names. ``storage_options`` go to the storage plugin as they are, but for ``allow_pickle``, which names
-    columns of MDS and litData shards whose pickled values are to be loaded: a pickle can run any code.
+    by the objects' names. ``columns`` of a table are read, and the others are not even decoded. ``storage_options`` go to
+    the storage plugin as they are, but for ``allow_pickle``, which names columns of MDS and litData shards whose pickled
+    values are to be loaded: a pickle can run any code.
 
     Raises:
         CorpusNotFoundError: nothing is there.
         FormatError: no format, or several, claim what is there.
         OriginError: the storage did not answer.
+        UsageError: ``columns`` of a format that has none.
     """
+    chosen = _as_columns(columns)
     allow_many_files()
     place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
     if (kept := place.load_manifest()) is not None:
@@ -53,10 +68,10 @@ def open_corpus(
                 f"{place.uri} was indexed as {kept.format}, not as {format}",
                 hint=f"run: iostack index --format {format} {place.uri}",
             )
-        return Corpus(place, format_named(kept.format), kept, indexed=True)
+        return Corpus(place, format_named(kept.format), kept, indexed=True, columns=chosen)
     found = detect(place.origin.list(), format=format, uri=place.uri)
     manifest = manifest_of(found.format.name, found.shards, _cheap_counts(found.format, found.shards, place.origin))
-    return Corpus(place, found.format, manifest, ignored=found.ignored)
+    return Corpus(place, found.format, manifest, ignored=found.ignored, columns=chosen)
 
 
 class Corpus:
@@ -70,7 +85,13 @@ class Corpus:
         *,
         indexed: bool = False,
         ignored: tuple[ObjectInfo, ...] = (),
+        columns: Columns = None,
     ) -> None:
+        if columns is not None and not isinstance(format, TableFormat):
+            raise UsageError(
+                f"{place.uri}: shards of {format.name} are read whole, so columns cannot be chosen",
+                hint='leave columns out, or drop the others with the transform {name = "keep", columns = [...]}',
+            )
         self.uri = place.uri
         self.format = format
         self.manifest = manifest
@@ -80,9 +101,12 @@ class Corpus:
         """Whether the manifest was read, rather than made from a listing."""
         self.ignored = ignored
         """Objects of the listing that no format claimed; empty if there was a manifest, since nothing was listed."""
+        self.columns = columns
+        """The columns that samples have, in this order; None: all that are there."""
         self._place = place
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._readers_lock = threading.Lock()
+        self._kinds: tuple[int, Mapping[str, str]] | None = None
         self._opening = [threading.Lock() for _ in range(64)]
 
     def __repr__(self) -> str:
@@ -125,9 +149,11 @@ class Corpus:
                 if (reader := self._readers.get(shard)) is not None:
                     self._readers.move_to_end(shard)
                     return reader
-            files = self._place.shard_files(self.manifest.shard(shard), self.format)
+            files = self._place.shard_files(self.manifest.shard(shard), self.format, self.columns)
             reader = self.format.open(files)
             self._check_counts(shard, reader.counts)
+            if isinstance(reader, TableReader):
+                self._check_kinds(shard, reader.kinds)
             with self._readers_lock:
                 self._readers[shard] = reader
                 while len(self._readers) > _OPEN_READERS:
@@ -136,13 +162,22 @@ class Corpus:
 
     def fetch_shard(self, shard: int) -> None:
         """Bring the bytes of a shard to this machine; returns at once if they are here."""
-        self._place.shard_files(self.manifest.shard(shard), self.format)
+        self._place.shard_files(self.manifest.shard(shard), self.format, self.columns)
 
     def is_resident(self, shard: int) -> bool:
         """Return whether the bytes of a shard are on this machine."""
-        wanted = self.manifest.shard(shard)
-        objects = [(wanted.object, wanted.compression), *((each, "") for each in wanted.companions)]
-        return all(self._place.residency.find(self._place.item(*each)) is not None for each in objects)
+        return self._place.is_resident(self.manifest.shard(shard), self.format, self.columns)
+
+    def with_columns(self, columns: Sequence[str]) -> Corpus:
+        """Return the same corpus with other columns; it has open shards of its own."""
+        return Corpus(
+            self._place,
+            self.format,
+            self.manifest,
+            indexed=self.indexed,
+            ignored=self.ignored,
+            columns=_as_columns(columns),
+        )
 
     def shard_name(self, shard: int) -> str:
         """Return the URI of a shard, without credentials."""
@@ -161,7 +196,7 @@ class Corpus:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (*self._place.arguments, self.format.name)
+        return _reopen, (*self._place.arguments, self.format.name, self.columns)
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -179,9 +214,33 @@ class Corpus:
                 hint=f"run: iostack index {self.uri}",
             )
 
+    def _check_kinds(self, shard: int, found: Mapping[str, str]) -> None:
+        """Compare the columns of a shard with those of the first one that was opened."""
+        with self._readers_lock:
+            if self._kinds is None:
+                self._kinds = shard, found
+            first, known = self._kinds
+        for column in {**known, **found}:
+            kinds = known.get(column), found.get(column)
+            if kinds[0] != kinds[1] and "null" not in kinds:
+                told = [f"is {kind} in {self.shard_name(at)}" for kind, at in zip(kinds, (first, shard), strict=True)]
+                raise ShardError(
+                    f"the column {column!r} {' and '.join(told)}".replace("is None in", "is missing in"),
+                    hint="keep shards of one schema in a corpus, or choose the columns that they share (columns)",
+                )
 
-def _reopen(uri: str, folder: Path, options: dict[str, Any], format: str) -> Corpus:
-    return open_corpus(uri, format=format, cache_dir=folder, **options)
+
+def _as_columns(columns: Sequence[str] | None) -> Columns:
+    if columns is None:
+        return None
+    chosen = (columns,) if isinstance(columns, str) else tuple(dict.fromkeys(columns))
+    if not chosen:
+        raise UsageError("columns is empty: a sample needs one column at least", hint="leave it out to read all")
+    return chosen
+
+
+def _reopen(uri: str, folder: Path, options: dict[str, Any], format: str, columns: Columns) -> Corpus:
+    return open_corpus(uri, format=format, columns=columns, cache_dir=folder, **options)
 
 
 def _cheap_counts(format: Format, shards: Sequence[Shard], origin: Origin) -> list[Counts | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iostack.cache.folder import cache_folder
-from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard, TableFormat
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import detect
 from iostack.corpus.manifest import SIDECAR, Manifest, manifest_of
@@ -74,8 +74,8 @@ def build_manifest(
 
 def _count(place: Place, format: Format, shard: Shard) -> Counts:
     is_local = place.origin.local_path(shard.object.path) is not None
-    # Opening checks more than counting does, and costs little where nothing has to be fetched.
-    if not is_local and (counts := format.count(shard, place.origin)) is not None:
+    # Opening checks more than counting does, and costs little where nothing has to be fetched or unpacked.
+    if (not is_local or isinstance(format, TableFormat)) and (counts := format.count(shard, place.origin)) is not None:
         return counts
     reader = format.open(place.shard_files(shard, format))
     try:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from iostack.cache.folder import object_id
-from iostack.cache.residency import Item, Residency
+from iostack.cache.residency import Item, Residency, Unpacking
 from iostack.cache.whole_objects import WholeObjects
-from iostack.corpus.contracts import Format, ObjectInfo, Origin, Shard, ShardFiles
+from iostack.corpus.contracts import Columns, Format, ObjectInfo, Origin, Shard, ShardFiles, TableFormat
 from iostack.corpus.manifest import SIDECAR, Manifest, load_manifest
 from iostack.corpus.origins import object_uri, open_origin, uri_below
 from iostack.errors import ShardError, UsageError, redact
@@ -50,30 +50,37 @@ class Place:
             return load_manifest(self.residency.bring(Item(info.path, info.bytes, info.etag)), source=source)
         return load_manifest(self.origin.read(SIDECAR, 0, info.bytes), source=source)
 
-    def shard_files(self, shard: Shard, format: Format) -> ShardFiles:
-        """Bring the objects of a shard here and return their local files.
+    def shard_files(self, shard: Shard, format: Format, columns: Columns = None) -> ShardFiles:
+        """Bring the objects of a shard here and return their local files; ``columns`` are those that will be read.
 
         Raises:
             ShardError: one of them is gone, or is not the size that it was.
         """
-        files = [self._bring(shard.object, shard.compression), *(self._bring(each, "") for each in shard.companions)]
+        files = [self._bring(*each) for each in _wanted(shard, format, columns)]
         info = self._local_info(shard.object) or shard.object
-        index = self.folder / "index" / object_id(self.namespace, info.path, info.bytes, info.etag, format.name)
+        variant = [format.unpacking(columns).name] if isinstance(format, TableFormat) else []
+        index_id = object_id(self.namespace, info.path, info.bytes, info.etag, format.name, *variant)
+        index = self.folder / "index" / index_id
         with suppress(OSError):  # an index that cannot be kept is built in memory
             index.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return ShardFiles(self.name(info.path), files[0], tuple(files[1:]), index, shard, self._allow_pickle)
+        companions = tuple(files[1:])
+        return ShardFiles(self.name(info.path), files[0], companions, index, shard, self._allow_pickle, columns)
+
+    def is_resident(self, shard: Shard, format: Format, columns: Columns = None) -> bool:
+        """Return whether all objects of a shard are here, ready to be read."""
+        return all(self.residency.find(self._item(*each)) is not None for each in _wanted(shard, format, columns))
 
     def name(self, path: str) -> str:
         """Return the URI of one object, without credentials."""
         return object_uri(self.uri, path)
 
-    def item(self, info: ObjectInfo, compression: str) -> Item:
-        """Return what the residency is asked for; a local compressed file counts as it is now."""
-        current = (self._local_info(info) if compression else None) or info
-        return Item(current.path, current.bytes, current.etag, compression)
+    def _item(self, info: ObjectInfo, compression: str, unpacking: Unpacking | None) -> Item:
+        """Return what the residency is asked for; a local file of which another is made counts as it is now."""
+        current = (self._local_info(info) if compression or unpacking else None) or info
+        return Item(current.path, current.bytes, current.etag, compression, unpacking)
 
-    def _bring(self, info: ObjectInfo, compression: str) -> Path:
-        item = self.item(info, compression)
+    def _bring(self, info: ObjectInfo, compression: str, unpacking: Unpacking | None) -> Path:
+        item = self._item(info, compression, unpacking)
         found = self.residency.find(item)
         if found is None or self.origin.local_path(info.path) is not None:
             self._check_unchanged(info)
@@ -100,6 +107,12 @@ def _columns(named: object) -> frozenset[str]:
     if not isinstance(columns, list | tuple | set | frozenset) or not all(isinstance(each, str) for each in columns):
         raise UsageError(f"{_ALLOW_PICKLE} takes names of columns, not {named!r}")
     return frozenset(columns)
+
+
+def _wanted(shard: Shard, format: Format, columns: Columns) -> list[tuple[ObjectInfo, str, Unpacking | None]]:
+    """Return the objects of a shard with what is to be made of each."""
+    unpacking = format.unpacking(columns) if isinstance(format, TableFormat) else None
+    return [(shard.object, shard.compression, unpacking), *((each, "", None) for each in shard.companions)]
 
 
 def _endpoints(options: Any) -> list[str]:
