@@ -20,6 +20,7 @@ from iostack.cache.lock import fill_lock, sweep
 from iostack.cache.output import RoomyFile
 from iostack.cache.residency import Item, Source
 from iostack.errors import CacheError, OriginError
+from iostack.stages import count, count_brought, stage
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,13 @@ class WholeObjects:
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._sweep_once()
             name = f"{self._source.uri} {item.path}"
-            with fill_lock(target, waits_for=name, patience_s=self._patience_s):
+            # Who waits for the lock waits for the process that fetches.
+            with stage("origin", label=name), fill_lock(target, waits_for=name, patience_s=self._patience_s):
                 if not target.exists():
-                    self._fill(item, target)
+                    with stage("cache", samples=1, label=name):
+                        self._fill(item, target)
+                    count("cache", num_bytes=target.stat().st_size)
+                    count_brought()
         return target
 
     def _target(self, item: Item) -> Path:
@@ -115,9 +120,10 @@ class WholeObjects:
     def _fetch_unchanged(self, item: Item, destination: Path) -> bool:
         """Fetch an object; return whether it is the same as before: parts of two versions may be of the right size."""
         destination.unlink(missing_ok=True)
-        before = self._source.info(item.path)
-        self._source.fetch(item.path, destination)
-        return self._source.info(item.path) == before
+        with stage("origin", num_bytes=item.bytes, label=item.path):
+            before = self._source.info(item.path)
+            self._source.fetch(item.path, destination)
+            return self._source.info(item.path) == before
 
     def _sweep_once(self) -> None:
         if not self._swept:

@@ -17,7 +17,7 @@ import click
 from iostack.cli.options import corpus_options, storage_options
 
 if TYPE_CHECKING:
-    from iostack.loader.loader import Batch, Loader
+    from iostack.loader.loader import Loader
 
 logger = logging.getLogger(__name__)
 
@@ -130,15 +130,17 @@ def _measure(
     loader: Loader, started: float, steps: int | None, seconds: float | None, show: Callable[[str], None]
 ) -> _Measured:
     """Take batches until ``steps`` or ``seconds`` are over, whichever comes first."""
+    from iostack.loader.batch_bytes import batch_bytes
+
     batches = iter(loader)
     next(batches)
     begun = shown = time.perf_counter()
     measured = _Measured(first_batch_s=begun - started)
-    cpu_s, data_wait_s, wait_s = time.process_time(), loader.data_wait_s, loader.wait_s()
+    cpu_s, data_wait_s, wait_s = time.process_time(), loader.data_wait_s, _wait_s(loader)
     for batch in batches:
         measured.steps += 1
         measured.samples += len(batch["sample_ids"])
-        measured.bytes += _batch_bytes(batch)
+        measured.bytes += batch_bytes(batch)
         now = time.perf_counter()
         measured.wall_s = now - begun
         if now - shown > _SHOW_EVERY_S:
@@ -148,23 +150,12 @@ def _measure(
             break
     measured.cpu_s = time.process_time() - cpu_s
     measured.data_wait_s = loader.data_wait_s - data_wait_s
-    measured.wait_s = {stage: total - wait_s.get(stage, 0.0) for stage, total in loader.wait_s().items()}
+    measured.wait_s = {stage: total - wait_s.get(stage, 0.0) for stage, total in _wait_s(loader).items()}
     return measured
 
 
-def _batch_bytes(batch: Batch) -> int:
-    return sum(_column_bytes(column) for column in batch.values())
-
-
-def _column_bytes(column: Any) -> int:
-    """Return the bytes of a column: a tensor, or a list of arrays, bytes and text."""
-    if isinstance(column, list):
-        return sum(value.nbytes if hasattr(value, "nbytes") else _length(value) for value in column)
-    return int(column.nbytes)
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, bytes | str) else 0
+def _wait_s(loader: Loader) -> dict[str, float]:
+    return {name: figures.wait_s for name, figures in loader.stages().items() if name != "consumer"}
 
 
 def _facts(measured: _Measured, loader: Loader, seq_len: int | None, ranks: int) -> dict[str, Any]:
@@ -194,7 +185,7 @@ def _peak_rss_bytes() -> int:
 def _print(facts: dict[str, Any]) -> None:
     from iostack.sizes import format_bytes
 
-    waits = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in facts["wait_s"].items())
+    waits = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in facts["wait_s"].items() if seconds)
     tokens = facts["tokens_per_s"]
     lines = {
         "uri": facts["uri"],

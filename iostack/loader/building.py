@@ -19,7 +19,7 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
     if plan.seq_len is not None:
         sequences = [_sequence_source(source, reading) for source in plan.sources]
         columns = sequence_columns(plan.seq_len, packed=False)
-        return SequenceBatches(schedule, sequences, columns=columns, ends_by_data=reading.ends_by_data)
+        return SequenceBatches(schedule, sequences, reading.meter, columns=columns, ends_by_data=reading.ends_by_data)
     samples = [_sample_source(source, reading) for source in plan.sources]
     return SampleBatches(schedule, samples, reading, mean_batch_bytes=_mean_batch_bytes(plan, schedule))
 

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 
 from iostack.errors import UsageError
+from iostack.loader.meter import Meter
 from iostack.loader.state import Cursors
+from iostack.stages import count, stage
 
 _COPIES_AHEAD = 2
 
@@ -47,22 +49,31 @@ def find_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
-def to_device(batches: Iterator[LoadedBatch], device: torch.device) -> Iterator[LoadedBatch]:
+def to_device(batches: Iterator[LoadedBatch], device: torch.device, meter: Meter) -> Iterator[LoadedBatch]:
     """Return the batches with their tensors on ``device``."""
     if device.type == "cuda":
-        return DeviceCopies(device).copies(batches)
+        return DeviceCopies(device, meter).copies(batches)
     if device.type != "cpu":
-        return (_moved(batch, device) for batch in batches)
+        return (_moved(batch, device, meter) for batch in batches)
     return batches
 
 
-def _moved(batch: LoadedBatch, device: torch.device) -> LoadedBatch:
-    return batch._replace(
-        columns={
+def _moved(batch: LoadedBatch, device: torch.device, meter: Meter) -> LoadedBatch:
+    with meter.consuming(), stage("device"):
+        columns = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in batch.columns.items()
         }
-    )
+        count("device", samples=_num_samples(batch), num_bytes=_num_bytes(batch))
+    return batch._replace(columns=columns)
+
+
+def _num_samples(batch: LoadedBatch) -> int:
+    return len(batch.columns["sample_ids"])
+
+
+def _num_bytes(batch: LoadedBatch) -> int:
+    return sum(value.nbytes for value in batch.columns.values() if isinstance(value, torch.Tensor))
 
 
 class _Slot:
@@ -83,8 +94,9 @@ class _Slot:
 class DeviceCopies:
     """Copies batches to one CUDA device, ``_COPIES_AHEAD`` of them while the consumer computes."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, meter: Meter) -> None:
         self._device = device
+        self._meter = meter
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._slots = [_Slot() for _ in range(_COPIES_AHEAD + 1)]
         self._next_slot = 0
@@ -102,15 +114,18 @@ class DeviceCopies:
     def _start(self, batch: LoadedBatch) -> tuple[LoadedBatch, _Slot]:
         slot = self._slots[self._next_slot]
         self._next_slot = (self._next_slot + 1) % len(self._slots)
-        slot.copied.synchronize()
-        with torch.cuda.stream(self._stream):
-            columns = {
-                name: slot.hold(name, value).to(self._device, non_blocking=True)
-                if isinstance(value, torch.Tensor)
-                else value
-                for name, value in batch.columns.items()
-            }
-            slot.copied.record(self._stream)
+        columns = dict(batch.columns)
+        with self._meter.consuming(), stage("device"):
+            slot.copied.synchronize()
+            with stage("pin"):
+                pinned = {
+                    name: slot.hold(name, value) for name, value in columns.items() if isinstance(value, torch.Tensor)
+                }
+            with torch.cuda.stream(self._stream):
+                columns |= {name: value.to(self._device, non_blocking=True) for name, value in pinned.items()}
+                slot.copied.record(self._stream)
+            for name in ("pin", "device"):
+                count(name, samples=_num_samples(batch), num_bytes=_num_bytes(batch))
         return batch._replace(columns=columns), slot
 
     def _finish(self, batch: LoadedBatch, slot: _Slot) -> LoadedBatch:

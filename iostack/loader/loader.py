@@ -24,6 +24,7 @@ from iostack.errors import PlanError, StateError, UsageError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.building import build_batches
 from iostack.loader.device import LoadedBatch, find_device, to_device
+from iostack.loader.meter import Meter, StageFigures
 from iostack.loader.named import TransformSpec
 from iostack.loader.phases import PhaseSpec
 from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
@@ -120,7 +121,7 @@ class Loader(IterableDataset[Batch]):
         )
         self.epochs = epochs
         self.position = 0
-        self.data_wait_s = 0.0
+        self.meter = Meter()
         self.bad_samples = BadSamples(max_bad_samples)
         self._cursors: Cursors = {}
         self._iteration = 0
@@ -129,6 +130,7 @@ class Loader(IterableDataset[Batch]):
         self._schedule = make_schedule(self.plan, topology, epochs)
         reading = Reading(
             plan=self.plan,
+            meter=self.meter,
             own_lanes=own_lanes(topology, self.plan.lanes),
             bad_samples=self.bad_samples,
             epochs=epochs,
@@ -160,6 +162,11 @@ class Loader(IterableDataset[Batch]):
         return max(known) if known and len(known) == len(sizes) else None
 
     @property
+    def data_wait_s(self) -> float:
+        """Seconds that the consumer has waited for batches, in all."""
+        return self.meter.waited_s
+
+    @property
     def num_steps(self) -> int | None:
         """Steps of a finite pass where arithmetic can tell; None if endless, or if only the data can tell."""
         end = self._schedule.end
@@ -180,18 +187,22 @@ class Loader(IterableDataset[Batch]):
         self._refuse_ended(iteration)
         _iterated.add(self)
         self._running = host = self._batches.batches(self.position, self._schedule.end, self._cursors)
-        batches = to_device(host, self._device)
+        meter = self.meter
+        batches = to_device(host, self._device, meter)
         try:
             started = time.perf_counter()
             for columns, next_position, cursors in batches:
-                self.data_wait_s += time.perf_counter() - started
+                ended = time.perf_counter()
+                meter.waited_s += ended - started
+                meter.batches += 1
                 self.position = next_position
                 for source, lanes in cursors.items():
                     self._cursors.setdefault(source, {}).update(lanes)
                 yield columns
                 self._refuse_ended(iteration)
                 started = time.perf_counter()
-            self.data_wait_s += time.perf_counter() - started
+                meter.consumer_s += started - ended
+            meter.waited_s += time.perf_counter() - started
         finally:
             host.close()
         self.position, self._cursors = 0, {}
@@ -206,9 +217,9 @@ class Loader(IterableDataset[Batch]):
             self._running.close()
             self._running = None
 
-    def wait_s(self) -> dict[str, float]:
-        """Return which part of ``data_wait_s`` was spent on what: origin (bytes), decode (threads); the rest is gathering."""
-        return self._batches.wait_s()
+    def stages(self) -> dict[str, StageFigures]:
+        """Return what each stage has done so far, and its part of ``data_wait_s``; in any thread. See ``iostack.stages``."""
+        return self.meter.figures()
 
     def state_dict(self) -> State:
         """Return where the loader is after the last batch handed out; merge those of all ranks with ``merge_states``."""

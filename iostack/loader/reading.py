@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iostack.loader.bad_samples import BadSamples
+from iostack.loader.meter import Meter
 from iostack.loader.planning import LoaderPlan
 
 
@@ -13,11 +14,12 @@ from iostack.loader.planning import LoaderPlan
 class Reading:
     """What the sources of one loader share.
 
-    ``own_lanes`` are those that this rank reads, ``epochs`` bounds a finite pass, ``lookahead_bytes`` is what each source
+    ``meter`` takes what they do; ``own_lanes`` are those that this rank reads, ``epochs`` bounds a finite pass, ``lookahead_bytes`` is what each source
     may hold before it is needed, ``threads`` are those that decode.
     """
 
     plan: LoaderPlan
+    meter: Meter
     own_lanes: Sequence[int]
     bad_samples: BadSamples
     epochs: int | None

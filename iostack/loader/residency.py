@@ -9,16 +9,17 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iostack.corpus.contracts import ShardReader
 from iostack.corpus.corpus import Corpus
-from iostack.loader.threads import Threads, patience_s, wait_for
-from iostack.loader.waits import waiting_for_bytes
+from iostack.loader.meter import Meter, Pending
+from iostack.loader.threads import Threads, patience_s
 from iostack.plan.indexed import IndexedPlan
+from iostack.stages import stage, tally_here
 
 Int64s = NDArray[np.int64]
 
@@ -34,13 +35,14 @@ class Residency:
     yet, where it holds one shard at least; a shard that is needed now is always fetched.
     """
 
-    def __init__(self, corpus: Corpus, lookahead_bytes: int) -> None:
+    def __init__(self, corpus: Corpus, lookahead_bytes: int, meter: Meter) -> None:
         self.corpus = corpus
+        self._meter = meter
         self._lookahead_bytes = lookahead_bytes
         self._lock = threading.Lock()
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._waiting: OrderedDict[int, None] = OrderedDict()
-        self._fetches: dict[int, Future[None]] = {}
+        self._fetches: dict[int, Pending[None]] = {}
         self._unread: dict[int, int] = {}
         self._unread_bytes = 0
         self._threads = Threads(_FETCH_THREADS, "fetch")
@@ -77,13 +79,16 @@ class Residency:
         reader = self._readers.get(shard)
         if reader is not None:
             return reader
-        with waiting_for_bytes():
+        with stage("read", label=lambda: self.corpus.shard_name(shard)):
             with self._lock:
                 fetch = self._fetches.get(shard)
+                is_fetched = fetch is not None or shard in self._unread
             if fetch is not None:
                 deadline_s = patience_s(int(self.corpus.manifest.bytes[shard]))
-                wait_for(fetch, deadline_s=deadline_s, awaited=lambda: self.corpus.shard_name(shard))
+                fetch.result(deadline_s=deadline_s, awaited=lambda: self.corpus.shard_name(shard))
+            brought = tally.brought if (tally := tally_here()) else 0
             reader = self.corpus.open_shard(shard)
+            self._meter.opened(from_cache=not is_fetched and (tally is None or tally.brought == brought))
         with self._lock:
             self._readers[shard] = reader
             if len(self._readers) > _OPEN_SHARDS:
@@ -92,6 +97,12 @@ class Residency:
             self._release(shard)
             self._start_fetches()
         return reader
+
+    def stored_bytes(self, shard: int, num_rows: int) -> int:
+        """Return what so many rows of an open shard take in it on average."""
+        reader = self._readers.get(shard)
+        samples = reader.counts.samples if reader is not None else 0
+        return int(self.corpus.manifest.bytes[shard]) * num_rows // samples if samples else 0
 
     def stop(self) -> None:
         """Stop fetching ahead, and wait for the fetches under way; the next ``want_windows`` begins anew."""
@@ -139,7 +150,9 @@ class Residency:
             if shard not in self._readers and not self.corpus.is_resident(shard):
                 self._unread[shard] = size
                 self._unread_bytes += size
-                self._fetches[shard] = self._threads.submit(self._fetch, shard)
+                self._fetches[shard] = self._meter.submit(
+                    self._threads, "origin", self._fetch, shard, label=partial(self.corpus.shard_name, shard)
+                )
 
     def _fetch(self, shard: int) -> None:
         """Fetch one shard in a pool thread; if that fails, who needs the shard meets the error."""

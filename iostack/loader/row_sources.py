@@ -34,7 +34,7 @@ class IndexedRows(IndexedSource):
     """One corpus whose counts are known: rows by arithmetic."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
-        super().__init__(Residency(source.corpus, reading.lookahead_bytes))
+        super().__init__(Residency(source.corpus, reading.lookahead_bytes, reading.meter))
         self._plan = source.indexed_plan(reading.plan.lanes)
         self.number = source.number
         self.reader = RowReader(source, self.residency, reading.bad_samples, self._plan)
@@ -50,13 +50,14 @@ class UnindexedRows(StreamedSource[RowUnit]):
     """One corpus whose counts are not known: lanes deal whole shards, rows are permuted within each."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
-        residency = Residency(source.corpus, reading.lookahead_bytes)
+        residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
         plan = source.unit_plan(reading.plan.lanes)
         self.reader = RowReader(source, residency, reading.bad_samples, plan)
         units = UnitSource(
             plan,
             partial(load_row_unit, residency, seed=source.seed),
             corpus=source.corpus,
+            meter=reading.meter,
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
             lookahead_units=max(1, int(reading.lookahead_bytes // max(source.unit_bytes, 1))),

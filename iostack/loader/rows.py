@@ -19,6 +19,7 @@ from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.units import Unit, UnitPlan
+from iostack.stages import stage
 
 _ROW_ORDER = 6
 
@@ -43,8 +44,10 @@ class RowReader:
         for shard in np.unique(located.shards).tolist():
             (chosen,) = np.nonzero(located.shards == shard)
             rows_here = located.rows[chosen].tolist()
-            for index, row, sample in zip(chosen.tolist(), rows_here, self._read(shard, rows_here), strict=True):
-                samples[index] = self._transforming.apply(sample, int(located.epochs[index]), shard, row)
+            read = self._read(shard, rows_here)
+            with stage("decode", samples=len(rows_here), num_bytes=self.residency.stored_bytes(shard, len(rows_here))):
+                for index, row, sample in zip(chosen.tolist(), rows_here, read, strict=True):
+                    samples[index] = self._transforming.apply(sample, int(located.epochs[index]), shard, row)
         shards, rows = located.shards.copy(), located.rows.copy()
         good: list[Sample] = []
         for index, sample in enumerate(samples):
@@ -60,8 +63,11 @@ class RowReader:
 
     def _read(self, shard: int, rows: list[int]) -> Sequence[Sample | Exception]:
         reader = self.residency.reader(shard)
+        num_bytes = self.residency.stored_bytes(shard, len(rows))
+        label = partial(self.residency.corpus.shard_name, shard)
         try:
-            return reader.read(rows)
+            with stage("read", samples=len(rows), num_bytes=num_bytes, label=label):
+                return reader.read(rows)
         except IostackError:
             raise
         except Exception as error:
@@ -80,7 +86,9 @@ class RowReader:
         name = self.residency.corpus.shard_name
         for tried, (other_shard, other_row) in enumerate(choices, start=1):
             self._bad_samples.refuse_in_a_row(tried, f"{name(shard)} row {row}", bad)
-            sample = self._transforming.apply(self._read(other_shard, [other_row])[0], epoch, other_shard, other_row)
+            read = self._read(other_shard, [other_row])[0]
+            with stage("decode", samples=1, num_bytes=self.residency.stored_bytes(other_shard, 1)):
+                sample = self._transforming.apply(read, epoch, other_shard, other_row)
             if not isinstance(sample, Exception):
                 return sample, other_shard, other_row
         raise nothing_is_good(f"the window around {name(shard)} row {row}", bad) from bad

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time as clock
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -15,15 +13,15 @@ import numpy as np
 from iostack.corpus.contracts import Sample
 from iostack.loader.collate import as_tensors
 from iostack.loader.device import LoadedBatch
+from iostack.loader.meter import Pending
 from iostack.loader.reading import Reading
 from iostack.loader.row_sources import Part
 from iostack.loader.rows import RowReader
 from iostack.loader.schedule import Draws, Int64s, Schedule
-from iostack.loader.sources import Source, wait_s_by_stage
+from iostack.loader.sources import Source
 from iostack.loader.state import Cursors
 from iostack.loader.tasks import BatchTask, RowsTask, assemble
-from iostack.loader.threads import Threads, patience_s, wait_for
-from iostack.loader.waits import Waited, with_origin_s
+from iostack.loader.threads import Threads, patience_s
 
 _LEAST_AHEAD, _MOST_AHEAD = 2, 32
 
@@ -35,6 +33,10 @@ class Work:
     first_position: int
     deadline_s: float
     run: Callable[[], LoadedBatch]
+
+    def name(self) -> str:
+        """Return what messages and traces call it."""
+        return f"the batch at position {self.first_position}"
 
 
 class SampleSource(Source, Protocol):
@@ -64,7 +66,7 @@ class SampleBatches:
         self._threads = Threads(reading.threads, "decode")
         lookahead_bytes = reading.lookahead_bytes * len(sources)
         self._ahead = max(_LEAST_AHEAD, min(_MOST_AHEAD, lookahead_bytes // max(mean_batch_bytes, 1)))
-        self._waited = Waited()
+        self._meter = reading.meter
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
         """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known.
@@ -74,25 +76,21 @@ class SampleBatches:
         try:
             for source in self._sources:
                 source.restore(cursors, position % self._schedule.lanes)
-            yield from self._read_ahead(self._planned(position, end))
+            yield from self._meter.consumed(self._read_ahead(self._planned(position, end)))
         finally:
             self._threads.close()
             for source in self._sources:
                 source.stop()
 
     def _read_ahead(self, planned: Iterator[Work]) -> Iterator[LoadedBatch]:
-        pending: deque[tuple[Work, Future[tuple[LoadedBatch, float]]]] = deque()
+        pending: deque[tuple[Work, Pending[LoadedBatch]]] = deque()
         while True:
             while len(pending) < self._ahead and (work := next(planned, None)) is not None:
-                pending.append((work, self._threads.submit(with_origin_s, work.run)))
+                pending.append((work, self._meter.submit(self._threads, "assemble", work.run, label=work.name)))
             if not pending:
                 return
-            work, future = pending.popleft()
-            started = clock.perf_counter()
-            awaited = partial("the batch at position {}".format, work.first_position)
-            batch, origin_s = wait_for(future, deadline_s=work.deadline_s, awaited=awaited)
-            self._waited = self._waited.add(clock.perf_counter() - started, origin_s)
-            yield batch
+            work, coming = pending.popleft()
+            yield coming.result(deadline_s=work.deadline_s, awaited=work.name)
 
     def _planned(self, position: int, end: int | None) -> Iterator[Work]:
         topology = self._schedule.topology
@@ -127,10 +125,6 @@ class SampleBatches:
 
     def _read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
         return self._sources[task.number].reader.read(task)
-
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds that the consumer has waited so far, by stage."""
-        return wait_s_by_stage([self._waited, *(source.waited() for source in self._sources)])
 
     def close(self) -> None:
         """Let go of the open shards; ``batches`` must be closed."""

@@ -18,10 +18,12 @@ import numpy as np
 from iostack.errors import PlanError
 from iostack.loader.buffers import Buffers, Columns
 from iostack.loader.device import LoadedBatch
+from iostack.loader.meter import Meter
 from iostack.loader.schedule import Draws, Schedule
-from iostack.loader.sources import Source, wait_s_by_stage
+from iostack.loader.sources import Source
 from iostack.loader.state import Cursors
 from iostack.sizes import format_bytes
+from iostack.stages import count as count_done
 
 _MOST_ROWS_PLANNED = 4096
 _MOST_BLOCK_BYTES = 2 << 20
@@ -45,10 +47,17 @@ class SequenceBatches:
     """All batches of a loader of sequences, in order, from any position on."""
 
     def __init__(
-        self, schedule: Schedule, sources: Sequence[SequenceSource], *, columns: Columns, ends_by_data: bool
+        self,
+        schedule: Schedule,
+        sources: Sequence[SequenceSource],
+        meter: Meter,
+        *,
+        columns: Columns,
+        ends_by_data: bool,
     ) -> None:
         self._schedule = schedule
         self._sources = sources
+        self._meter = meter
         self._columns = columns
         self._batch_bytes = schedule.topology.rows * sum(column.row_bytes for column in columns.values())
         self._ends_by_data = ends_by_data
@@ -62,7 +71,7 @@ class SequenceBatches:
         try:
             for source in self._sources:
                 source.restore(cursors, position % self._schedule.lanes)
-            for buffers in self._blocks(position, end):
+            for buffers in self._meter.consumed(self._blocks(position, end)):
                 yield from self._split(buffers, position)
                 position += buffers.num_batches * self._schedule.topology.batch_size
         finally:
@@ -100,6 +109,7 @@ class SequenceBatches:
             for fill, places in fills:
                 part = slice(*np.searchsorted(places, (start, stop)).tolist())
                 fill(part, places[part] - start, buffers)
+            count_done("assemble", samples=stop - start, num_bytes=buffers.num_batches * self._batch_bytes)
             yield buffers, run.positions[start:stop]
 
     def _buffers(self, num_batches: int) -> Buffers:
@@ -118,10 +128,6 @@ class SequenceBatches:
         buffers.identities[~buffers.valid] = 0
         batch_size = self._schedule.topology.batch_size
         return map(LoadedBatch, buffers.batches(), count(position + batch_size, batch_size), buffers.cursors)
-
-    def wait_s(self) -> dict[str, float]:
-        """Return the seconds that the consumer has waited so far, by stage."""
-        return wait_s_by_stage(source.waited() for source in self._sources)
 
     def close(self) -> None:
         """Let go of the open shards; ``batches`` must be closed."""

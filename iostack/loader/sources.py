@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -12,7 +11,6 @@ from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws
 from iostack.loader.state import Cursors
 from iostack.loader.streams import Cursor, Outputs, UnitSource
-from iostack.loader.waits import Waited
 
 
 class Source(Protocol):
@@ -24,10 +22,6 @@ class Source(Protocol):
 
     def is_finished(self) -> bool:
         """Return whether a finite pass holds nothing more on this rank, as far as the data must be asked."""
-        ...
-
-    def waited(self) -> Waited:
-        """Return what the consumer has waited for this source so far."""
         ...
 
     def stop(self) -> None:
@@ -44,7 +38,6 @@ class IndexedSource:
 
     def __init__(self, residency: Residency) -> None:
         self.residency = residency
-        self._waited = Waited()
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Do nothing."""
@@ -52,10 +45,6 @@ class IndexedSource:
     def is_finished(self) -> bool:
         """Return True."""
         return True
-
-    def waited(self) -> Waited:
-        """Return what the consumer has waited itself for shards."""
-        return self._waited
 
     def stop(self) -> None:
         """Stop fetching."""
@@ -104,10 +93,6 @@ class StreamedSource(Generic[Given]):
         """Return whether the finite pass is over on this rank."""
         return self._units.is_finished()
 
-    def waited(self) -> Waited:
-        """Return what the consumer has waited for units."""
-        return self._units.waited
-
     def stop(self) -> None:
         """Stop loading and drop what was loaded ahead."""
         self._units.stop()
@@ -116,9 +101,3 @@ class StreamedSource(Generic[Given]):
         """Stop, and let go of the open shards."""
         self.stop()
         self.residency.close()
-
-
-def wait_s_by_stage(waits: Iterable[Waited]) -> dict[str, float]:
-    """Return the seconds of all waits, by stage."""
-    origin_s, decode_s = (math.fsum(stage) for stage in zip(*waits, strict=True))
-    return {"origin": origin_s, "decode": decode_s}

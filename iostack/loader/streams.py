@@ -8,16 +8,14 @@ loaded ahead by threads, as far as the bound allows; what a unit gives is a pure
 
 from __future__ import annotations
 
-import time as clock
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, StateError
-from iostack.loader.threads import Threads, patience_s, wait_for
-from iostack.loader.waits import Waited, with_origin_s
+from iostack.loader.meter import Meter, Pending
+from iostack.loader.threads import Threads, patience_s
 from iostack.plan.units import Unit, UnitPlan
 
 Cursor = tuple[int, int, int]
@@ -49,6 +47,7 @@ class UnitSource(Generic[Given]):
         load: Callable[[Unit], Given],
         *,
         corpus: Corpus,
+        meter: Meter,
         own_lanes: Sequence[int],
         epochs: int | None,
         lookahead_units: int,
@@ -59,14 +58,14 @@ class UnitSource(Generic[Given]):
         self.units = units
         self.own_lanes = own_lanes
         self.epochs = epochs
-        self.waited = Waited()
+        self._meter = meter
         self._load = load
         self._corpus = corpus
         self._streams: dict[int, LaneStream[Given]] = {}
         self._threads = Threads(threads, "unit")
         self._lookahead_units = lookahead_units
         self._coming: deque[tuple[int, int]] = deque()
-        self._ahead: dict[tuple[int, int], Future[tuple[Given, float]]] = {}
+        self._ahead: dict[tuple[int, int], Pending[Given]] = {}
         self._empty: set[int] = set()
         self._begin = begin
         self._why_nothing = why_nothing
@@ -90,22 +89,19 @@ class UnitSource(Generic[Given]):
 
     def outputs(self, lane: int, draw: int) -> Given:
         """Return the outputs of a unit, waiting for them if need be, and let the lane's next be loaded in its turn."""
-        started = clock.perf_counter()
         unit = self.units.unit(lane, draw)
-        future = self._ahead.pop((lane, draw), None)
-        if future is None:
-            future = self._threads.submit(with_origin_s, self._load, unit)
+        pending = self._ahead.pop((lane, draw), None)
+        if pending is None:
+            pending = self._submit(unit)
             if (lane, draw) in self._coming:
                 self._coming.remove((lane, draw))
         if not self.is_past_end(lane, draw + 1):
             self._coming.append((lane, draw + 1))
         self._load_ahead()
-        outputs, origin_s = wait_for(
-            future,
+        outputs = pending.result(
             deadline_s=patience_s(int(self._corpus.manifest.bytes[unit.shard])),
-            awaited=lambda: f"unit {unit.number} of {self._corpus.shard_name(unit.shard)}",
+            awaited=lambda: self._name(unit),
         )
-        self.waited = self.waited.add(clock.perf_counter() - started, origin_s)
         self._begin(outputs)
         if not len(outputs):
             self._empty.add(unit.number)
@@ -135,7 +131,13 @@ class UnitSource(Generic[Given]):
     def _load_ahead(self) -> None:
         while self._coming and len(self._ahead) < self._lookahead_units:
             lane, draw = self._coming.popleft()
-            self._ahead[lane, draw] = self._threads.submit(with_origin_s, self._load, self.units.unit(lane, draw))
+            self._ahead[lane, draw] = self._submit(self.units.unit(lane, draw))
+
+    def _submit(self, unit: Unit) -> Pending[Given]:
+        return self._meter.submit(self._threads, "assemble", self._load, unit, label=lambda: self._name(unit))
+
+    def _name(self, unit: Unit) -> str:
+        return f"unit {unit.number} of {self._corpus.shard_name(unit.shard)}"
 
 
 class LaneStream(Generic[Given]):

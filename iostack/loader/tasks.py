@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample
 from iostack.errors import UsageError
+from iostack.loader.batch_bytes import batch_bytes
 from iostack.loader.collate import Columns, collate
 from iostack.loader.schedule import Int64s
 from iostack.plan.indexed import Rows
 from iostack.plan.units import Unit
+from iostack.stages import count
 
 
 class UnitRow(NamedTuple):
@@ -86,6 +88,7 @@ def assemble(task: BatchTask, read: ReadRows) -> Columns:
             samples[place] = sample
     identities[~task.valid] = 0
     columns = collate(samples)
+    count("assemble", samples=len(samples), num_bytes=batch_bytes(columns))
     if taken := sorted({"valid", "sample_ids"} & columns.keys()):
         raise UsageError(
             f"the samples have a column {taken[0]!r}, which the loader gives itself",

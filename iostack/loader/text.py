@@ -30,6 +30,7 @@ from iostack.plan.identity import unit_identities
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.sequences import unit_phase
 from iostack.plan.units import Unit
+from iostack.stages import stage
 
 _DOCUMENT_ORDER, _SEQUENCE_ORDER = 5, 7
 _LOADED_BYTES_PER_TEXT_BYTE = 4
@@ -73,13 +74,14 @@ class TextSource(StreamedSource[TextUnit]):
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         plan = reading.plan
         assert plan.seq_len is not None
-        residency = Residency(source.corpus, reading.lookahead_bytes)
+        residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
         reader = TextReader(source, residency, reading.bad_samples, seq_len=plan.seq_len)
         unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
         units = UnitSource(
             source.unit_plan(plan.lanes),
             reader.load,
             corpus=source.corpus,
+            meter=reading.meter,
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
             lookahead_units=max(1, reading.lookahead_bytes // unit_bytes),
@@ -165,7 +167,8 @@ class TextReader:
     def _joined(self, texts: list[str], unit: Unit) -> Tokens:
         """Return the ids of all texts, each with the id that ends it, in the smallest type that holds them."""
         try:
-            encoded = self.tokenizer.encode(texts)
+            with stage("decode", label=partial(_rows_of, self.residency.corpus, unit)):
+                encoded = self.tokenizer.encode(texts)
         except Exception as error:
             raise PluginError(
                 f"the tokenizer {self.tokenizer.name!r} failed on {_rows_of(self.residency.corpus, unit)}: {error}"
@@ -194,7 +197,12 @@ class TextReader:
         rows = range(unit.first_row, stop)
         good: list[str] = []
         bad_rows: list[BadRow] = []
-        texts = [self._text(sample, unit, row) for row, sample in zip(rows, reader.read(rows), strict=True)]
+        label = partial(_rows_of, self.residency.corpus, unit)
+        num_bytes = self.residency.stored_bytes(unit.shard, len(rows))
+        with stage("read", samples=len(rows), num_bytes=num_bytes, label=label):
+            samples = reader.read(rows)
+        with stage("decode", samples=len(rows), num_bytes=num_bytes, label=label):
+            texts = [self._text(sample, unit, row) for row, sample in zip(rows, samples, strict=True)]
         if len(texts) > 1 and all(isinstance(text, _NoSuchColumn) for text in texts):
             raise SettingsError(
                 f"{_rows_of(self.residency.corpus, unit)}: {texts[0]}",

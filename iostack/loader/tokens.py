@@ -19,7 +19,6 @@ from iostack.loader.schedule import Draws, Int64s
 from iostack.loader.sequences import Fill
 from iostack.loader.sources import IndexedSource
 from iostack.loader.token_counts import token_counts
-from iostack.loader.waits import with_origin_s
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.sequences import sequence_starts
@@ -34,7 +33,7 @@ class TokenSource(IndexedSource):
     """One corpus of token shards, as a source of sequences of ``seq_len`` + 1 tokens."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
-        super().__init__(Residency(source.corpus, reading.lookahead_bytes))
+        super().__init__(Residency(source.corpus, reading.lookahead_bytes, reading.meter))
         plan = reading.plan
         assert plan.seq_len is not None
         self.tokens = token_counts(source.corpus)
@@ -95,9 +94,7 @@ class TokenSource(IndexedSource):
         mapped = self._maps.get(shard)
         if mapped is not None:
             return mapped
-        opened, origin_s = with_origin_s(self.residency.reader, shard)
-        self._waited = self._waited.add(origin_s, origin_s)
-        reader = cast(TokenShardReader, opened)
+        reader = cast(TokenShardReader, self.residency.reader(shard))
         if len(reader.tokens) != self.tokens[shard]:
             raise ShardError(
                 f"{self.residency.corpus.shard_name(shard)} holds {len(reader.tokens)} tokens, but the manifest says"

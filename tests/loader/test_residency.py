@@ -17,6 +17,7 @@ import iostack
 from iostack.corpus.index import build_manifest
 from iostack.errors import CorpusError, OriginError
 from iostack.loader import threads
+from iostack.loader.meter import Meter
 from iostack.loader.residency import Residency
 from iostack.plan.indexed import IndexedPlan
 
@@ -54,7 +55,9 @@ def test_a_pass_over_a_remote_corpus_fetches_every_object_once_and_equals_the_lo
         remote = iostack.Loader(iostack.open_corpus(f"{store.uri}/c/"), lookahead_bytes=5000, **settings)
         local = iostack.Loader(iostack.open_corpus(tmp_path / "local"), **settings)
         assert [batch["sample_ids"].tolist() for batch in remote] == [batch["sample_ids"].tolist() for batch in local]
-        assert 0 < sum(remote.wait_s().values()) <= remote.data_wait_s
+        waits = {name: figures.wait_s for name, figures in remote.stages().items()}
+        assert waits["origin"] > 0
+        assert sum(waits.values()) == pytest.approx(remote.data_wait_s)
         shards = {path: count for path, count in store.gets.items() if "manifest" not in path and ".idx" not in path}
         assert len(shards) == NUM_SHARDS
         assert set(shards.values()) == {1}
@@ -132,7 +135,7 @@ def test_look_ahead_goes_on_while_the_consumer_reads_what_is_there(
 
 
 def test_shards_that_a_lane_passes_unread_do_not_use_up_the_bound_for_ever(remote: iostack.Corpus) -> None:
-    residency = Residency(remote, 2 * SHARD_BYTES)
+    residency = Residency(remote, 2 * SHARD_BYTES, Meter())
     plan = IndexedPlan(np.full(NUM_SHARDS, 10), seed=0, lanes=1, window=10)
     zero = np.zeros(1, np.int64)
     try:
@@ -140,7 +143,7 @@ def test_shards_that_a_lane_passes_unread_do_not_use_up_the_bound_for_ever(remot
             # Nothing is ever read: yet the shards of each window are wanted, and so fetched, when their turn comes.
             residency.want_windows(plan, zero, zero + 10 * window)
             for fetch in list(residency._fetches.values()):
-                fetch.result(timeout=60)
+                fetch.future.result(timeout=60)
             for shard in plan.live_shards(0, 10 * window).tolist():
                 assert remote.is_resident(shard)
     finally:
@@ -215,7 +218,7 @@ def test_a_fetch_that_was_dropped_by_closing_is_made_when_its_shard_is_needed(
     monkeypatch.setattr(threads, "_CLOSING_S", 0.01)
     fetches = Fetches(remote, monkeypatch)
     fetches.gate.clear()
-    residency = Residency(remote, NUM_SHARDS * SHARD_BYTES)
+    residency = Residency(remote, NUM_SHARDS * SHARD_BYTES, Meter())
     plan = IndexedPlan(np.full(NUM_SHARDS, 10), seed=0, lanes=1, window=1000)
     residency.want_windows(plan, np.zeros(1, np.int64), np.zeros(1, np.int64))
     fetches.wait_for(started=4)
