@@ -148,6 +148,7 @@ def open_loader(
         text_column=data.text_column,
         transforms=data.transforms,
         phases=[phase.model_dump() for phase in data.phases],
+        skip=data.skip or (),
         epochs=epochs,
         device=device,
         lookahead_bytes=data.lookahead,

@@ -30,6 +30,7 @@ from iostack.loader.phases import PhaseSpec
 from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
 from iostack.loader.reading import Reading
 from iostack.loader.scheduling import make_schedule
+from iostack.loader.skip_list import SkipSpec
 from iostack.loader.state import Cursors, State, make_state, read_state
 from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
@@ -60,6 +61,8 @@ class Loader(IterableDataset[Batch]):
         transforms: names, tables with options, or callables; they map one sample to one sample.
         phases: ``{"after_samples": n, "weights": [...]}``: from the n-th sample on, rounded up to a multiple of the lanes,
             the sources of a mix have other weights; 0 leaves one out.
+        skip: a skip list, as ``iostack plan --write-skip`` writes it, or sample ids: these never come. Where counts tell the
+            order, another sample of the window comes in the place of each; units give fewer samples.
         epochs: end after so many; None never ends. The sources of a mix have epochs of their own: each of their samples then
             comes exactly so often, and the pass ends when nothing is left that the last phase draws.
         device: batches go there; on CUDA through pinned memory and a stream of their own.
@@ -88,6 +91,7 @@ class Loader(IterableDataset[Batch]):
         text_column: str = "text",
         transforms: Sequence[TransformSpec] = (),
         phases: Sequence[PhaseSpec] = (),
+        skip: SkipSpec = (),
         epochs: int | None = None,
         device: str | torch.device = "cpu",
         lookahead_bytes: int | str = "256 MiB",
@@ -118,6 +122,7 @@ class Loader(IterableDataset[Batch]):
             text_column=text_column,
             transforms=transforms,
             phases=phases,
+            skip=skip,
         )
         self.epochs = epochs
         self.position = 0

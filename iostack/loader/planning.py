@@ -15,11 +15,13 @@ from iostack.errors import PlanError, UsageError
 from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
 from iostack.loader.phases import PhaseSpec, read_phases, refuse_epochs_by_data
 from iostack.loader.schedule import Int64s
+from iostack.loader.skip_list import SkipSpec, digest_of, read_skip_list
 from iostack.loader.token_counts import token_sequences
 from iostack.plan.curriculum import Phase
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.keyed import derive_key
 from iostack.plan.mixing import integer_weights
+from iostack.plan.skipping import SkipList, SkippingPlan
 from iostack.plan.units import UnitPlan, choose_unit_lanes, choose_unit_rows
 from iostack.plan.windows import choose_lanes, choose_window
 
@@ -64,6 +66,7 @@ class PlannedSource:
     tokenizer: Tokenizer | None = None
     text_column: str = ""
     epochs: int | None = None
+    skip: SkipList = field(default_factory=SkipList)
 
     @property
     def uses_units(self) -> bool:
@@ -90,7 +93,11 @@ class PlannedSource:
 
     def indexed_plan(self, lanes: int) -> IndexedPlan:
         """Return the plan of a source whose counts are known."""
-        return IndexedPlan(self.counts, seed=self.seed, lanes=lanes, window=self.window)
+        if not len(self.skip):
+            return IndexedPlan(self.counts, seed=self.seed, lanes=lanes, window=self.window)
+        return SkippingPlan(
+            self.counts, seed=self.seed, lanes=lanes, window=self.window, source=self.number, skip=self.skip
+        )
 
     def unit_plan(self, lanes: int) -> UnitPlan:
         """Return the plan of a source that uses units."""
@@ -108,6 +115,7 @@ class LoaderPlan:
     seq_len: int | None
     fingerprint: str = field(default="")
     phases: tuple[Phase, ...] = ()
+    skip: SkipList = field(default_factory=SkipList)
 
     def fields(self) -> dict[str, Any]:
         """Return the plan field by field, JSON-safe; two loaders with equal fields and fingerprint agree on all samples."""
@@ -120,6 +128,8 @@ class LoaderPlan:
         }
         if self.phases:
             known["phases"] = [{"after_samples": phase.start, "weights": list(phase.weights)} for phase in self.phases]
+        if len(self.skip):
+            known["skip"] = digest_of(self.skip)
         return known
 
 
@@ -153,6 +163,7 @@ def plan_loader(
     text_column: str,
     transforms: Sequence[TransformSpec],
     phases: Sequence[PhaseSpec] = (),
+    skip: SkipSpec = (),
 ) -> LoaderPlan:
     """Return the plan of a new loader; opens no shard.
 
@@ -174,6 +185,9 @@ def plan_loader(
     ]
     if len(sources) > 1:
         planned = [_with_epochs(source, given.epochs) for source, given in zip(planned, sources, strict=True)]
+    fingerprint = _joint_fingerprint([source.corpus.fingerprint for source in sources])
+    skip_list = read_skip_list(skip, fingerprint=fingerprint, seq_len=seq_len)
+    planned = [replace(source, skip=skip_list) for source in planned]
     if lanes is None:
         lanes = _choose_lanes(planned, ranks)
     if not 1 <= lanes <= _LANES_LIMIT:
@@ -184,8 +198,9 @@ def plan_loader(
         lanes=lanes,
         weights=integer_weights([source.weight for source in sources]),
         seq_len=seq_len,
-        fingerprint=_joint_fingerprint([source.corpus.fingerprint for source in sources]),
+        fingerprint=fingerprint,
         phases=read_phases(phases, num_sources=len(sources)),
+        skip=skip_list,
     )
 
 

@@ -55,7 +55,7 @@ class UnindexedRows(StreamedSource[RowUnit]):
         self.reader = RowReader(source, residency, reading.bad_samples, plan)
         units = UnitSource(
             plan,
-            partial(load_row_unit, residency, seed=source.seed),
+            partial(load_row_unit, residency, source),
             corpus=source.corpus,
             meter=reading.meter,
             own_lanes=reading.own_lanes,
@@ -64,7 +64,7 @@ class UnindexedRows(StreamedSource[RowUnit]):
             threads=reading.threads,
             begin=lambda outputs: None,
             why_nothing=lambda told: PlanError(
-                f"{source.corpus.uri} holds no samples: all its shards are empty ({told})",
+                f"{source.corpus.uri} holds no samples: all its shards are empty, or all is skipped ({told})",
                 hint="use a corpus that holds some",
             ),
         )

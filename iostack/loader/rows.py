@@ -35,7 +35,7 @@ class RowReader:
         self._transforming = Transforming(source)
         self._bad_samples = bad_samples
         self._plan = plan
-        self._load = partial(load_row_unit, residency, seed=source.seed)
+        self._load = partial(load_row_unit, residency, source)
 
     def read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
         """Return the samples of the task and their identities; bad ones are reported where they are valid."""
@@ -115,10 +115,14 @@ class RowUnit:
         return len(self.order)
 
 
-def load_row_unit(residency: Residency, unit: Unit, *, seed: int) -> RowUnit:
-    """Return the permuted rows of a unit that is a whole shard; opens the shard and so learns its count."""
+def load_row_unit(residency: Residency, source: PlannedSource, unit: Unit) -> RowUnit:
+    """Return the permuted rows of a unit that is a whole shard, without those to skip; opens it and so learns its count."""
     num_rows = residency.reader(unit.shard).counts.samples
-    return RowUnit(unit, permutation(derive_key(seed, _ROW_ORDER, unit.epoch, unit.number), num_rows))
+    order = permutation(derive_key(source.seed, _ROW_ORDER, unit.epoch, unit.number), num_rows)
+    if len(source.skip):
+        identities = row_identities(source.number, np.full(num_rows, unit.shard, np.int64), order)
+        order = order[~source.skip.holds(identities)]
+    return RowUnit(unit, order)
 
 
 def substitutes_by_unit(origin: UnitRow, plan: UnitPlan, load: Callable[[Unit], RowUnit]) -> Iterator[tuple[int, int]]:

@@ -118,6 +118,7 @@ class TextReader:
         self._transforming = Transforming(source)
         self._bad_samples = bad_samples
         self._number = source.number
+        self._skip = source.skip
         self._seed = source.seed
         self._text_column = source.text_column
         self._most_tokens_seen = 0
@@ -132,9 +133,10 @@ class TextReader:
         num_outputs = max(len(tokens) - 1, 0) // self.seq_len
         first = unit_phase(len(tokens), self.seq_len, self._seed, unit.epoch, unit.number)
         outputs = permutation(derive_key(self._seed, _SEQUENCE_ORDER, unit.epoch, unit.number), num_outputs)
-        identities = unit_identities(self._number, unit.number, num_outputs)
+        identities = unit_identities(self._number, unit.number, num_outputs)[outputs]
+        kept = ~self._skip.holds(identities)
         starts = first + outputs * self.seq_len
-        return TextUnit(unit, tokens, self.seq_len, starts, identities[outputs], bad_rows)
+        return TextUnit(unit, tokens, self.seq_len, starts[kept], identities[kept], bad_rows)
 
     def report_bad_rows(self, outputs: TextUnit) -> None:
         """Report the bad samples of a unit that a lane comes to.
@@ -158,6 +160,8 @@ class TextReader:
         uri = self.residency.corpus.uri
         if not self._most_tokens_seen and self._first_bad is not None:
             return nothing_is_good(uri, self._first_bad)
+        if self._most_tokens_seen > self.seq_len:
+            return PlanError(f"{uri}: all its sequences are skipped ({told})", hint="skip fewer samples")
         return PlanError(
             f"{uri}: text shorter than one sequence: seq_len {self.seq_len} needs {self.seq_len + 1} tokens, and the"
             f" longest unit holds {self._most_tokens_seen} ({told})",

@@ -110,6 +110,8 @@ class DataSettings(Section):
     """Column that holds the text. Change it where ``iostack inspect`` shows another name."""
     transforms: Transforms = ()
     """Transforms of every sample, in order: a name, or ``{name = "...", option = ...}``. Decides what a sample is."""
+    skip: str = ""
+    """File of samples that must never come, as ``iostack plan --write-skip`` writes it; empty: none. Decides the order."""
     vocab_size: Count | Literal["auto"] = "auto"
     """Number of token ids; ``"auto"``: the tokenizer's. Needed for corpora of tokens, which do not say it."""
     lanes: Count | Literal["auto"] = "auto"
