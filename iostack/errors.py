@@ -18,6 +18,7 @@ both on one line each and exits with ``exit_code``: 2 where the request was wron
     │   └── SampleError         one sample is bad: the loader substitutes it
     ├── OriginError             storage did not answer as it should
     ├── CacheError              the cache folder cannot take an object: full, not writable
+    ├── PrepareError            a conversion cannot start, go on, or be what it should
     ├── SubstitutionError       too many bad samples, or nothing good to take instead
     ├── CheckpointError         a checkpoint cannot be written or read
     │   └── BrokenStepError     one saved step cannot be used: loading skips it
@@ -108,6 +109,10 @@ class OriginError(IostackError):
 
 class CacheError(IostackError):
     """The cache folder cannot take an object: the disk is full, or the folder is not writable."""
+
+
+class PrepareError(IostackError):
+    """A conversion cannot start or go on: another one runs, it was begun with other options, the disk is full."""
 
 
 class SubstitutionError(IostackError):

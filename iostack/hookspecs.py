@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import click
 
     from iostack.corpus.contracts import Format, OpenOrigin, Tokenizer, Transform
+    from iostack.prepare.contracts import Engine, Writer
     from trainer.contracts import BuildCallback, BuildModel, Parallelism
 
 hookspec = pluggy.HookspecMarker("iostack")
@@ -44,6 +45,16 @@ def iostack_transforms() -> Mapping[str, Callable[..., Transform]] | None:
 @hookspec
 def iostack_tokenizers() -> Mapping[str, Callable[[str], Tokenizer]] | None:
     """Tokenizers by name: ``build(argument: str) -> Tokenizer``; the setting ``name:argument`` chooses one."""
+
+
+@hookspec
+def iostack_writers() -> Mapping[str, Callable[..., Writer]] | None:
+    """Writers of shards by name: ``build(**options) -> Writer``; ``iostack prepare --to NAME`` chooses one."""
+
+
+@hookspec
+def iostack_engines() -> Mapping[str, Callable[..., Engine]] | None:
+    """Engines by name: ``build(jobs=..., **options) -> Engine``; ``iostack prepare --engine NAME`` runs its pieces there."""
 
 
 @hookspec

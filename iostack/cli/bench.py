@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iostack.cli.options import corpus_options, storage_options
+from iostack.cli.options import corpus_options, storage_options, transform_specs
 
 if TYPE_CHECKING:
     from iostack.loader.loader import Loader
@@ -92,7 +92,7 @@ def bench(
     from iostack.corpus.corpus import open_corpus
     from iostack.loader.loader import Loader
 
-    specs = [_transform(text) for text in transforms]
+    specs = transform_specs(transforms)
     started = time.perf_counter()
     with open_corpus(uri, format=format, cache_dir=cache_dir, **storage_options(storage)) as corpus:
         loader = Loader(
@@ -114,16 +114,6 @@ def bench(
         click.echo(json.dumps(facts))
     else:
         _print(facts)
-
-
-def _transform(text: str) -> Any:
-    """Return the name of a transform, or its table where it is JSON."""
-    if not text.lstrip().startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise click.UsageError(f"--transform {text!r} is neither a name nor JSON: {error}") from error
 
 
 def _measure(

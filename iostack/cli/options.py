@@ -55,3 +55,21 @@ def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
                 raise click.UsageError(f"-o gives {key!r} both a value and parts")
         inner[last] = value
     return options
+
+
+def transform_specs(texts: Sequence[str]) -> list[Any]:
+    """Return transforms as the loader takes them: a name, or a table where the text is JSON.
+
+    Raises:
+        click.UsageError: neither of both.
+    """
+    return [_transform_spec(text) for text in texts]
+
+
+def _transform_spec(text: str) -> Any:
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--transform {text!r} is neither a name nor JSON: {error}") from error

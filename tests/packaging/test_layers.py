@@ -17,6 +17,7 @@ OURS = ("iostack", "trainer")
 
 LAYERS = [
     {"iostack.cli", "iostack.testing"},
+    {"iostack.prepare"},
     {"iostack.loader"},
     {"iostack.corpus", "iostack.plan"},
     {"iostack.cache"},

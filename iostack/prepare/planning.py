@@ -1,0 +1,174 @@
+"""What a conversion will do, as a pure function of source and options: so that a second run does the same.
+
+Some rows, spread over the source, are converted for a trial. They tell the layout of all shards, and how many bytes a row
+becomes: from that follows how many rows make a shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iostack.cache.folder import cache_folder, object_id
+from iostack.corpus.contracts import Counts, Sample
+from iostack.corpus.corpus import Corpus
+from iostack.corpus.deadline import in_threads
+from iostack.corpus.manifest import manifest_of
+from iostack.errors import PrepareError
+from iostack.loader.named import find_transforms
+from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.named import build_writer
+from iostack.prepare.pieces import Pieces, Run
+from iostack.prepare.target import disk_errors, open_target
+from iostack.prepare.work import Job, Reading, Source
+
+_TRIAL_PLACES = 8
+_TRIAL_ROWS = 32
+_COUNT_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A conversion as planned. ``identity`` is all that decides the bytes of the shards, JSON-safe."""
+
+    job: Job
+    pieces: Pieces
+    writer: Writer
+    identity: Mapping[str, Any]
+    estimated_bytes: int
+
+
+def plan_conversion(
+    source: Source,
+    target_uri: str,
+    *,
+    to: str,
+    target_options: Mapping[str, Any],
+    writer_options: Mapping[str, Any],
+    shard_bytes: int,
+    max_bad_samples: int,
+    verify: bool,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Planned:
+    """Count the source and convert some of its rows for a trial; nothing is written to the target.
+
+    Raises:
+        PrepareError: the source is empty, or the target lies in it.
+        UsageError: a column cannot be written.
+    """
+    writer = build_writer(to, writer_options)
+    staging = cache_folder(source.cache_dir) / "prepare" / object_id(target_uri)
+    target = open_target(target_uri, target_options, staging)
+    with source.open() as corpus:
+        _refuse_overlap(corpus.uri, target.uri)
+        counts = _counts(corpus, progress)
+        total = int(sum(counts))
+        if not total:
+            raise PrepareError(f"{corpus.uri} holds no samples", hint="check the source: iostack inspect URI")
+        row_bytes = max(1.0, float(corpus.manifest.bytes.sum()) / total)
+        fingerprint = _fingerprint(corpus, counts)
+    samples = _trial_samples(Reading(source, row_bytes), counts)
+    layout = writer.layout(samples)
+    bytes_per_row = _trial_bytes(writer, layout, samples) or row_bytes
+    pieces = Pieces(counts, max(1, int(shard_bytes / bytes_per_row)))
+    job = Job(
+        source,
+        len(counts),
+        row_bytes,
+        target_uri,
+        dict(target_options),
+        staging,
+        to,
+        dict(writer_options),
+        layout,
+        verify,
+        max_bad_samples,
+    )
+    identity = {
+        "source": fingerprint,
+        "to": to,
+        "columns": list(source.columns),
+        "transforms": find_transforms(source.transforms)[1],
+        "shard_bytes": shard_bytes,
+        **writer.identity,
+        "layout": layout,
+        "rows_per_piece": pieces.rows,
+        "pieces": len(pieces),
+    }
+    return Planned(job, pieces, writer, identity, int(bytes_per_row * total))
+
+
+def _refuse_overlap(source: str, target: str) -> None:
+    if f"{target}/".startswith(f"{source}/") or f"{source}/".startswith(f"{target}/"):
+        raise PrepareError(f"{target} and the source {source} lie in each other", hint="name a folder beside the source")
+
+
+def _counts(corpus: Corpus, progress: Callable[[int, int], None]) -> list[int]:
+    """Return the samples of every shard; shards that the manifest does not count are opened."""
+    if corpus.manifest.samples is not None:
+        return [int(count) for count in corpus.manifest.samples]
+    counts, num_done = [0] * corpus.num_shards, 0
+    for shard, count in in_threads(
+        lambda number: corpus.open_shard(number).counts.samples,
+        range(corpus.num_shards),
+        threads=_COUNT_THREADS,
+        tick=lambda: progress(num_done, corpus.num_shards),
+    ):
+        counts[shard], num_done = count, num_done + 1
+    return counts
+
+
+def _fingerprint(corpus: Corpus, counts: Sequence[int]) -> str:
+    """Return a hash of the names, sizes, versions and counts of all shards; whether they were indexed changes nothing."""
+    shards = [corpus.manifest.shard(number) for number in range(corpus.num_shards)]
+    counted = manifest_of(corpus.format.name, shards, [Counts(count) for count in counts]).fingerprint
+    versions = "\0".join(info.etag for shard in shards for info in (shard.object, *shard.companions))
+    return hashlib.blake2b(f"{counted}\0{versions}".encode(), digest_size=16).hexdigest()
+
+
+def _trial_samples(reading: Reading, counts: Sequence[int]) -> list[Sample]:
+    """Return good samples from places spread over the source, or fewer where most are bad."""
+    total = sum(counts)
+    step = max(1, -(-total // _TRIAL_PLACES))
+    samples: list[Sample] = []
+    with reading.corpus:
+        for start in range(0, total, step):
+            stop = min(start + min(_TRIAL_ROWS, step), total)
+            length = stop - start
+            for piece in _runs(counts, start, length):
+                for _, block in reading.blocks(piece):
+                    samples += [each for each in block if isinstance(each, dict)]
+    return samples
+
+
+def _runs(counts: Sequence[int], start: int, length: int) -> tuple[Run, ...]:
+    shards = Pieces(counts, 1)
+    runs: list[Run] = []
+    for row in range(start, start + length):
+        [run] = shards[row].runs
+        if runs and runs[-1].shard == run.shard:
+            runs[-1] = Run(run.shard, runs[-1].start, run.stop)
+        else:
+            runs.append(run)
+    return tuple(runs)
+
+
+def _trial_bytes(writer: Writer, layout: Layout, samples: Sequence[Sample]) -> float:
+    """Return the bytes of a row in a shard, 0 if no sample is good."""
+    with disk_errors(tempfile.gettempdir()):
+        folder = Path(tempfile.mkdtemp(prefix="iostack-prepare-"))
+        try:
+            sink = writer.open(folder, 0, layout)
+            try:
+                written = sink.write(samples, range(len(samples)))
+            finally:
+                sink.close()
+            num_good = sum(not isinstance(each, Exception) for each in written)
+            return sum((folder / name).stat().st_size for name in writer.names(0)) / num_good if num_good else 0.0
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

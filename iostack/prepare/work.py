@@ -1,0 +1,239 @@
+"""One piece, from rows of the source to a verified shard in place. Runs in the processes of an engine.
+
+rows ──read──> samples ──transforms, columns──> sink ──close──> files ──read again, compare──> moved into the target
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from iostack.corpus.contracts import Sample, ShardReader
+from iostack.corpus.corpus import Corpus, open_corpus
+from iostack.corpus.detect import format_named
+from iostack.corpus.origins import object_uri
+from iostack.errors import PrepareError, SampleError
+from iostack.loader.named import find_transforms
+from iostack.loader.transforming import Transforming
+from iostack.prepare.contracts import Layout, ShardSink
+from iostack.prepare.digest import SamplesDigest
+from iostack.prepare.journal import Finished, WrittenFile
+from iostack.prepare.named import build_writer
+from iostack.prepare.pieces import Piece, Run
+from iostack.prepare.target import disk_errors, open_target
+
+_BLOCK_BYTES = 8 << 20
+_BLOCK_ROWS = 1024
+_NAMED_BAD_ROWS = 5
+_DIGEST_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is read: a corpus, and what is made of each of its samples."""
+
+    uri: str
+    format: str
+    cache_dir: str | None
+    options: Mapping[str, Any]
+    transforms: Sequence[Any] = ()
+    columns: Sequence[str] = ()
+
+    def open(self) -> Corpus:
+        """Open the corpus."""
+        return open_corpus(self.uri, format=self.format, cache_dir=self.cache_dir, **self.options)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs to make any piece; pickles."""
+
+    source: Source
+    source_shards: int
+    row_bytes: float
+    """Mean bytes of a row of the source, as stored: decides how many are held at once."""
+    target_uri: str
+    target_options: Mapping[str, Any]
+    staging: Path
+    to: str
+    writer_options: Mapping[str, Any]
+    layout: Layout
+    verify: bool
+    max_bad_samples: int
+
+    def worker(self) -> PieceMaker:
+        """Return what makes pieces, in the process that shall do it."""
+        return PieceMaker(self)
+
+
+class Reading:
+    """The samples of a source after its transforms; a bad one is the error that makes it bad."""
+
+    def __init__(self, source: Source, row_bytes: float) -> None:
+        self.corpus = source.open()
+        self._transforming = Transforming(self.corpus, find_transforms(source.transforms)[0])
+        self._columns = tuple(source.columns)
+        self._block_rows = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(row_bytes, 1))))
+
+    def blocks(self, run: Run) -> Iterator[tuple[int, Sequence[Sample | Exception]]]:
+        """Yield (first row, samples) of a run, in blocks of some MiB."""
+        reader = self.corpus.open_shard(run.shard)
+        for start in range(run.start, run.stop, self._block_rows):
+            rows = range(start, min(start + self._block_rows, run.stop))
+            samples = reader.read(rows)
+            yield start, [self._made(each, run.shard, row) for row, each in zip(rows, samples, strict=True)]
+
+    def _made(self, sample: Sample | Exception, shard: int, row: int) -> Sample | Exception:
+        sample = self._transforming.apply(sample, shard, row)
+        if isinstance(sample, Exception) or not self._columns:
+            return sample
+        missing = [column for column in self._columns if column not in sample]
+        if missing:
+            return SampleError(f"no column {missing[0]!r}; there are {', '.join(map(str, sample))}")
+        return {column: sample[column] for column in self._columns}
+
+
+@dataclass
+class _Tally:
+    """What one piece gave so far."""
+
+    max_bad: int
+    holds_tokens: bool
+    digest: SamplesDigest = field(default_factory=SamplesDigest)
+    tokens: int | None = None
+    num_bad: int = 0
+    bad: list[str] = field(default_factory=list)
+
+    def good(self, sample: Sample) -> None:
+        self.digest.add(sample)
+        if self.holds_tokens:
+            self.tokens = (self.tokens or 0) + len(sample["tokens"])
+
+    def is_bad(self, where: str, error: Exception) -> None:
+        self.num_bad += 1
+        if len(self.bad) < _NAMED_BAD_ROWS:
+            told = error.message if isinstance(error, SampleError) else f"{type(error).__name__}: {error}"
+            self.bad.append(told if where.partition(" row ")[0] in told else f"{where}: {told}")
+        if self.num_bad > self.max_bad:
+            raise too_many_bad(self.num_bad, self.max_bad, self.bad[0])
+
+
+def too_many_bad(count: int, allowed: int, first: str) -> PrepareError:
+    """Return the error for more bad samples than are allowed."""
+    allowed_text = "none is allowed" if not allowed else f"more than the {allowed:,} that are allowed"
+    return PrepareError(
+        f"{count:,} bad sample{'s' if count > 1 else ''}, {allowed_text}; the first: {first}",
+        hint="repair the source, or leave bad samples out with --max-bad-samples N; the same command goes on",
+    )
+
+
+class PieceMaker:
+    """Makes pieces, one at a time; what it opens serves them all."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._reading = Reading(job.source, job.row_bytes)
+        if self._reading.corpus.num_shards != job.source_shards:
+            raise PrepareError(
+                f"{self._reading.corpus.uri} has {self._reading.corpus.num_shards:,} shards where it had {job.source_shards:,}",
+                hint="start again when nobody changes the source",
+            )
+        self._target = open_target(job.target_uri, job.target_options, job.staging)
+        self._writer = build_writer(job.to, job.writer_options)
+        self._holds_tokens = format_named(self._writer.format).holds_tokens
+
+    def __call__(self, piece: Piece) -> Finished:
+        """Make one piece; idempotent."""
+        folder = self._target.staging / f"piece-{piece.number}"
+        with disk_errors(str(self._target.staging)):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        try:
+            tally = self._write(piece, folder)
+            files = self._files(piece, folder) if tally.digest.num_samples else ()
+            if files and self._job.verify:
+                self._verify(piece, folder, tally)
+            for file in files:
+                self._target.take(folder / file.name, file.name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        samples = tally.digest.num_samples
+        return Finished(piece.number, piece.num_rows, samples, tally.tokens, files, tally.num_bad, tuple(tally.bad))
+
+    def _write(self, piece: Piece, folder: Path) -> _Tally:
+        tally = _Tally(self._job.max_bad_samples, self._holds_tokens)
+        with disk_errors(str(self._target.staging)):
+            sink = self._writer.open(folder, piece.number, self._job.layout)
+            try:
+                number = piece.first_row
+                for run in piece.runs:
+                    for first, samples in self._reading.blocks(run):
+                        self._append(sink, samples, run.shard, first, number, tally)
+                        number += len(samples)
+            finally:
+                sink.close()
+        return tally
+
+    def _append(
+        self, sink: ShardSink, samples: Sequence[Sample | Exception], shard: int, row: int, number: int, tally: _Tally
+    ) -> None:
+        """Write a block of samples, whose first is ``row`` of ``shard`` and ``number`` of the source."""
+        good = [(at, each) for at, each in enumerate(samples) if isinstance(each, dict)]
+        results = sink.write([each for _, each in good], [number + at for at, _ in good])
+        written: list[Sample | Exception] = list(samples)
+        for (at, _), result in zip(good, results, strict=True):
+            written[at] = result
+        for at, result in enumerate(written):
+            if isinstance(result, Exception):
+                tally.is_bad(f"{self._reading.corpus.shard_name(shard)} row {row + at}", result)
+            else:
+                tally.good(result)
+
+    def _files(self, piece: Piece, folder: Path) -> tuple[WrittenFile, ...]:
+        return tuple(
+            WrittenFile(name, (folder / name).stat().st_size, _digest(folder / name))
+            for name in self._writer.names(piece.number)
+        )
+
+    def _verify(self, piece: Piece, folder: Path, tally: _Tally) -> None:
+        """Read the shard with its format's own reader and compare all samples with those that were written.
+
+        Raises:
+            PrepareError: they differ.
+        """
+        first = self._writer.names(piece.number)[0]
+        written = [(first, (folder / first).stat().st_size, tally.digest.num_samples)]
+        for name, data in self._writer.summary(self._job.layout, written).items():
+            (folder / name).write_bytes(data)
+        with open_corpus(folder, format=self._writer.format, cache_dir=folder / ".cache") as corpus:
+            read = SamplesDigest()
+            for shard in range(corpus.num_shards):
+                _add_all(corpus.open_shard(shard), read, int(_BLOCK_BYTES / max(self._job.row_bytes, 1)))
+        if (read.num_samples, read.value()) != (tally.digest.num_samples, tally.digest.value()):
+            raise PrepareError(
+                f"{object_uri(self._target.uri, first)}: {read.num_samples:,} samples were read back that are not the "
+                f"{tally.digest.num_samples:,} that were written",
+                hint="check the disk and the memory of this machine; the shard was not kept",
+            )
+
+
+def _add_all(reader: ShardReader, digest: SamplesDigest, block_rows: int) -> None:
+    block_rows = max(1, min(_BLOCK_ROWS, block_rows))
+    for start in range(0, reader.counts.samples, block_rows):
+        for sample in reader.read(range(start, min(start + block_rows, reader.counts.samples))):
+            if isinstance(sample, Exception):
+                raise PrepareError(f"a sample that was just written cannot be read back: {sample}") from sample
+            digest.add(sample)
+
+
+def _digest(file: Path) -> str:
+    hasher = xxhash.xxh3_128()
+    with file.open("rb") as data:
+        while block := data.read(_DIGEST_BLOCK_BYTES):
+            hasher.update(block)
+    return str(hasher.hexdigest())

@@ -1,0 +1,144 @@
+"""Writer "parquet": tables through pyarrow, in row groups of some 16 MiB, compressed with zstd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iostack import hookimpl
+from iostack.corpus.contracts import Sample
+from iostack.errors import SampleError, UsageError
+
+if TYPE_CHECKING:
+    from iostack.prepare.contracts import Layout, Writer
+
+_GROUP_BYTES = 16 << 20
+_GROUP_ROWS = 64 << 10
+_ZSTD_LEVEL = 3
+
+
+@hookimpl
+def iostack_writers() -> Mapping[str, Callable[..., Writer]]:
+    return {"parquet": ParquetWriter}
+
+
+class ParquetWriter:
+    """Files ``part-NNNNNN.parquet``, all of one schema, which is that of the first samples."""
+
+    format = "parquet"
+
+    def __init__(self) -> None:
+        self.identity: Mapping[str, Any] = {}
+
+    def layout(self, samples: Sequence[Sample]) -> Layout:
+        import pyarrow as pa
+
+        fields = []
+        for name in dict.fromkeys(name for sample in samples for name in sample):
+            values = [sample.get(name) for sample in samples]
+            try:
+                kind = pa.array([_plain(value) for value in values]).type
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                types = ", ".join(sorted({type(value).__name__ for value in values}))
+                raise UsageError(
+                    f"column {name!r} holds {types}, which cannot be one column of Parquet: {_first_line(error)}",
+                    hint="leave it out with --columns, or make it one type by --transform",
+                ) from error
+            fields.append(pa.field(name, kind))
+        return {"schema": pa.schema(fields).serialize().to_pybytes().hex()}
+
+    def names(self, number: int) -> Sequence[str]:
+        return [f"part-{number:06}.parquet"]
+
+    def open(self, folder: Path, number: int, layout: Layout) -> TableSink:
+        import pyarrow as pa
+
+        schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(layout["schema"])))
+        return TableSink(folder / self.names(number)[0], schema)
+
+    def summary(self, layout: Layout, shards: Sequence[tuple[str, int, int]]) -> Mapping[str, bytes]:
+        return {}
+
+
+class TableSink:
+    """Collects batches until they make a row group."""
+
+    def __init__(self, file: Path, schema: Any) -> None:
+        import pyarrow.parquet as pq
+
+        self._schema = schema
+        self._file = pq.ParquetWriter(str(file), schema, compression="zstd", compression_level=_ZSTD_LEVEL)
+        self._batches: list[Any] = []
+
+    def write(self, samples: Sequence[Sample], rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        import pyarrow as pa
+
+        try:
+            self._append(samples)
+            return samples
+        except (SampleError, pa.ArrowException, TypeError, ValueError, OverflowError):
+            return [self._append_one(sample) for sample in samples]
+
+    def _append_one(self, sample: Sample) -> Sample | Exception:
+        import pyarrow as pa
+
+        for name, value in sample.items():
+            try:
+                pa.array([_plain(value)], self._type_of(name))
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+                kind = self._type_of(name)
+                return SampleError(
+                    f"column {name!r} holds {type(value).__name__} where other samples hold {kind}: {_first_line(error)}"
+                )
+            except SampleError as error:
+                return error
+        self._append([sample])
+        return sample
+
+    def _append(self, samples: Sequence[Sample]) -> None:
+        import pyarrow as pa
+
+        if not samples:
+            return
+        for sample in samples:
+            for name in sample.keys() - set(self._schema.names):
+                self._type_of(name)
+        columns = [
+            pa.array([_plain(sample.get(field.name)) for sample in samples], field.type) for field in self._schema
+        ]
+        self._batches.append(pa.record_batch(columns, schema=self._schema))
+        if (
+            sum(batch.nbytes for batch in self._batches) >= _GROUP_BYTES
+            or sum(batch.num_rows for batch in self._batches) >= _GROUP_ROWS
+        ):
+            self._flush()
+
+    def _type_of(self, name: str) -> Any:
+        if (at := self._schema.get_field_index(name)) < 0:
+            known = ", ".join(self._schema.names)
+            raise SampleError(f"the first samples have no column {name!r}; they have {known}: choose with --columns")
+        return self._schema.field(at).type
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        table = pa.Table.from_batches(self._batches, self._schema)
+        self._batches = []
+        self._file.write_table(table, row_group_size=max(1, table.num_rows))
+
+    def close(self) -> None:
+        try:
+            if self._batches:
+                self._flush()
+        finally:
+            self._file.close()
+
+
+def _plain(value: Any) -> Any:
+    """Return arrays of more than one dimension as lists, which pyarrow wants."""
+    return value.tolist() if getattr(value, "ndim", 1) > 1 else value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
