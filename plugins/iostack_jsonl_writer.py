@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError, UsageError
-
-if TYPE_CHECKING:
-    from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.contracts import Layout, Writer
 
 _FRAME_BYTES = 1 << 20
 _LEVEL = 3
@@ -26,7 +24,7 @@ def iostack_writers() -> Mapping[str, Callable[..., Writer]]:
     return {"jsonl": JsonlWriter}
 
 
-class JsonlWriter:
+class JsonlWriter(Writer):
     """Files ``part-NNNNNN.jsonl.zst``; with ``compress="none"`` without ``.zst``."""
 
     format = "jsonl"
@@ -35,7 +33,7 @@ class JsonlWriter:
         if compress not in ("zst", "none"):
             raise UsageError(f"text is not compressed as {compress!r}", hint="choose zst or none")
         self._compress = compress
-        self.identity = {"compress": compress}
+        self.identity: Mapping[str, Any] = {"compress": compress}
 
     def layout(self, samples: Sequence[Sample]) -> Layout:
         for sample in samples:
@@ -44,7 +42,8 @@ class JsonlWriter:
                     _line({column: value})
                 except SampleError as error:
                     raise UsageError(
-                        error.message, hint="leave the column out with --columns, or turn bytes into text by --transform"
+                        error.message,
+                        hint="leave the column out with --columns, or turn bytes into text by --transform",
                     ) from error
         return {}
 
@@ -53,9 +52,6 @@ class JsonlWriter:
 
     def open(self, folder: Path, number: int, layout: Layout) -> LinesSink:
         return LinesSink(folder / self.names(number)[0], is_compressed=self._compress == "zst")
-
-    def summary(self, layout: Layout, shards: Sequence[tuple[str, int, int]]) -> Mapping[str, bytes]:
-        return {}
 
 
 class LinesSink:

@@ -16,14 +16,12 @@ import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import PrepareError, SampleError, UsageError
-
-if TYPE_CHECKING:
-    from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.contracts import Layout, Writer
 
 _U32 = struct.Struct("<I")
 _SIZES = {"int": 8, "float64": 8}
@@ -38,7 +36,7 @@ def iostack_writers() -> Mapping[str, Callable[..., Writer]]:
     return {"mds": MdsWriter}
 
 
-class MdsWriter:
+class MdsWriter(Writer):
     """Files ``shard.NNNNN.mds``."""
 
     format = "mds"
@@ -115,7 +113,9 @@ class MdsSink:
                 continue
             self._bytes += len(body) + 4
             if self._bytes + len(self._header) + 8 > _MAX_BYTES:
-                raise PrepareError(f"{self._path.name} would exceed 4 GiB, which MDS cannot address", hint="lower --shard-bytes")
+                raise PrepareError(
+                    f"{self._path.name} would exceed 4 GiB, which MDS cannot address", hint="lower --shard-bytes"
+                )
             self._bodies.write(body)
             self._sizes.append(len(body))
             results.append(sample)
@@ -123,7 +123,7 @@ class MdsSink:
 
     def _encoded(self, sample: Sample) -> bytes:
         if sample.keys() != self._encodings.keys():
-            different = sorted(map(str, sample.keys() ^ self._encodings.keys()))[0]
+            different = min(map(str, sample.keys() ^ self._encodings.keys()))
             raise SampleError(f"the column {different!r} is not in all samples, as MDS wants it: choose with --columns")
         sizes, values = [], []
         for column, encoding in self._encodings.items():
@@ -154,7 +154,7 @@ def _encoding(value: Any) -> str | None:
         return "bytes"
     if isinstance(value, str):
         return "str"
-    if getattr(value, "dtype", None) is not None and getattr(value, "ndim", 0):
+    if hasattr(value, "dtype") and value.ndim:
         return "ndarray" if value.dtype.name in _DTYPES else None
     if isinstance(value, bool | list | dict):
         return "json"

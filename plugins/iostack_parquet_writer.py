@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError, UsageError
-
-if TYPE_CHECKING:
-    from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.contracts import Layout, Writer
 
 _GROUP_BYTES = 16 << 20
 _GROUP_ROWS = 64 << 10
@@ -23,7 +21,7 @@ def iostack_writers() -> Mapping[str, Callable[..., Writer]]:
     return {"parquet": ParquetWriter}
 
 
-class ParquetWriter:
+class ParquetWriter(Writer):
     """Files ``part-NNNNNN.parquet``, all of one schema, which is that of the first samples."""
 
     format = "parquet"
@@ -56,9 +54,6 @@ class ParquetWriter:
 
         schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(layout["schema"])))
         return TableSink(folder / self.names(number)[0], schema)
-
-    def summary(self, layout: Layout, shards: Sequence[tuple[str, int, int]]) -> Mapping[str, bytes]:
-        return {}
 
 
 class TableSink:

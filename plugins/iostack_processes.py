@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -46,16 +47,13 @@ class Processes:
             return
         waiting = iter(items)
         given: dict[Connection, T] = {}
-        for item in waiting:
-            connection = self._start(build_worker)
-            self._give(connection, item, given)
-            if len(given) == self._jobs:
-                break
+        for item in itertools.islice(waiting, self._jobs):
+            self._give(self._start(build_worker), item, given)
         while given:
             for ready in wait(list(given), timeout=_TICK_S):
                 assert isinstance(ready, Connection)
                 yield self._result(ready, given.pop(ready))
-                if (item := next(waiting, None)) is not None:
+                for item in itertools.islice(waiting, 1):
                     self._give(ready, item, given)
             tick()
 

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from iostack import hookimpl
 from iostack.corpus.contracts import Sample, Tokenizer
 from iostack.errors import SampleError, UsageError
+from iostack.prepare.contracts import Layout, Writer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from iostack.prepare.contracts import Layout, Writer
 
 _UINT16_VOCABULARY = 65500
 _CODES = {"uint16": 8, "int32": 4}
@@ -39,7 +38,7 @@ def build(*, tokenizer: str = "", text_column: str = "text") -> TokensWriter:
     return TokensWriter(find_tokenizer(tokenizer) if tokenizer else None, text_column)
 
 
-class TokensWriter:
+class TokensWriter(Writer):
     """Pairs ``tokens-NNNNNN.bin`` and ``.idx``."""
 
     format = "tokens"
@@ -47,14 +46,18 @@ class TokensWriter:
     def __init__(self, tokenizer: Tokenizer | None, text_column: str) -> None:
         self._tokenizer = tokenizer
         self._text_column = text_column
-        self.identity = {"tokenizer": tokenizer.name if tokenizer else None, "text_column": text_column}
+        self.identity: Mapping[str, Any] = {
+            "tokenizer": tokenizer.name if tokenizer else None,
+            "text_column": text_column,
+        }
 
     def layout(self, samples: Sequence[Sample]) -> Layout:
         if self._tokenizer is None:
             for sample in samples:
                 if not hasattr(sample.get("tokens"), "dtype"):
                     raise UsageError(
-                        "samples without token ids need a tokenizer", hint="name one: --tokenizer huggingface:tokenizer.json"
+                        "samples without token ids need a tokenizer",
+                        hint="name one: --tokenizer huggingface:tokenizer.json",
                     )
             fits = all(_fits(sample["tokens"], "uint16") for sample in samples)
             is_narrow = fits and all(sample["tokens"].dtype.itemsize <= 2 for sample in samples)
@@ -72,9 +75,6 @@ class TokensWriter:
 
     def open(self, folder: Path, number: int, layout: Layout) -> TokensSink:
         return TokensSink([folder / name for name in self.names(number)], self._encode, layout["dtype"])
-
-    def summary(self, layout: Layout, shards: Sequence[tuple[str, int, int]]) -> Mapping[str, bytes]:
-        return {}
 
     def _encode(self, samples: Sequence[Sample]) -> list[NDArray[np.integer[Any]] | SampleError]:
         import numpy as np
@@ -112,7 +112,9 @@ class TokensSink:
 
     def _append(self, ids: NDArray[np.integer[Any]]) -> Sample | Exception:
         if len(ids) and not _fits(ids, self._dtype):
-            return SampleError(f"column 'tokens' holds ids from {ids.min()} to {ids.max()}, which {self._dtype} does not hold")
+            return SampleError(
+                f"column 'tokens' holds ids from {ids.min()} to {ids.max()}, which {self._dtype} does not hold"
+            )
         stored = ids.astype(f"<{'u2' if self._dtype == 'uint16' else 'i4'}")
         self._stream.write(stored.data)
         self._lengths.append(len(stored))

@@ -10,14 +10,12 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError, UsageError
-
-if TYPE_CHECKING:
-    from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.contracts import Layout, Writer
 
 _ENDINGS = {"text": ("txt", "text", "transcript"), "json": ("json", "jsn"), "npy": ("npy",)}
 """By kind of value: names that mean it already, the first of which is added to others."""
@@ -30,7 +28,7 @@ def iostack_writers() -> Mapping[str, Callable[..., Writer]]:
     return {"webdataset": TarWriter}
 
 
-class TarWriter:
+class TarWriter(Writer):
     """Files ``shard-NNNNNN.tar``, with ``compress="zst"`` ``.tar.zst``."""
 
     format = "webdataset"
@@ -39,7 +37,7 @@ class TarWriter:
         if compress not in ("zst", "none"):
             raise UsageError(f"tars are not compressed as {compress!r}", hint="choose zst or none")
         self._compress = compress
-        self.identity = {"compress": compress}
+        self.identity: Mapping[str, Any] = {"compress": compress}
 
     def layout(self, samples: Sequence[Sample]) -> Layout:
         members: dict[str, str] = {}
@@ -55,7 +53,8 @@ class TarWriter:
         for column, member in members.items():
             if others := [other for other, name in members.items() if name == member and other != column]:
                 raise UsageError(
-                    f"columns {column!r} and {others[0]!r} would both be members named {member!r}", hint="rename one by --transform"
+                    f"columns {column!r} and {others[0]!r} would both be members named {member!r}",
+                    hint="rename one by --transform",
                 )
         return {"members": members}
 
@@ -64,9 +63,6 @@ class TarWriter:
 
     def open(self, folder: Path, number: int, layout: Layout) -> TarSink:
         return TarSink(folder / self.names(number)[0], layout["members"], is_compressed=self._compress == "zst")
-
-    def summary(self, layout: Layout, shards: Sequence[tuple[str, int, int]]) -> Mapping[str, bytes]:
-        return {}
 
 
 class TarSink:
@@ -134,7 +130,9 @@ def _member(column: str, value: Any) -> str:
         raise UsageError(
             f"the column {column!r} cannot be the name of a member of a tar archive", hint="rename it by --transform"
         )
-    kind = "" if isinstance(value, bytes) else "text" if isinstance(value, str) else "npy" if _is_array(value) else "json"
+    kind = (
+        "" if isinstance(value, bytes) else "text" if isinstance(value, str) else "npy" if _is_array(value) else "json"
+    )
     name = column.lower()  # as readers will have it
     if not kind or name.rpartition(".")[2] in _ENDINGS[kind]:
         return name
@@ -159,7 +157,9 @@ def _bytes(column: str, value: Any) -> bytes:
             return data.getvalue()
         return json.dumps(value.item() if hasattr(value, "item") else value, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise SampleError(f"column {column!r} holds {type(value).__name__}, which cannot be written: {error}") from error
+        raise SampleError(
+            f"column {column!r} holds {type(value).__name__}, which cannot be written: {error}"
+        ) from error
 
 
 def _checked_key(key: Any) -> str:

@@ -107,7 +107,7 @@ def _kind(value: Any) -> str:
 
 def _preview(value: Any) -> str:
     """Return the start of a value in printable characters."""
-    if hasattr(value, "dtype"):
+    if hasattr(value, "dtype") and value.ndim:
         more = f", ... ({len(value):,} in all)" if len(value) > _SHOWN_ITEMS else ""
         return f"[{', '.join(map(str, value[:_SHOWN_ITEMS]))}{more}]"
     if isinstance(value, bytes | str) and len(value) > _SHOWN_LETTERS:

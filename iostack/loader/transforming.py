@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from iostack.corpus.contracts import KeyedTransform, Sample
+from collections.abc import Sequence
+from typing import Protocol
+
+from iostack.corpus.contracts import KeyedTransform, Sample, Transform
+from iostack.corpus.corpus import Corpus
 from iostack.errors import CacheError, IostackError, OriginError, PluginError, SampleError
-from iostack.loader.planning import PlannedSource
 from iostack.plan.keyed import derive_key
 
 _TRANSFORM = 9
 """Purpose of keys; see ``iostack.plan.indexed``."""
 
 
+class Transformed(Protocol):
+    """A corpus, what is made of its samples, and the seed of what draws at random."""
+
+    @property
+    def corpus(self) -> Corpus: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def transforms(self) -> Sequence[Transform]: ...
+
+
 class Transforming:
     """The transforms of one source; thread-safe if they are."""
 
-    def __init__(self, source: PlannedSource) -> None:
+    def __init__(self, source: Transformed) -> None:
         self._corpus = source.corpus
         self._seed = source.seed
         self._transforms = [(each, each if isinstance(each, KeyedTransform) else None) for each in source.transforms]

@@ -31,7 +31,7 @@ class ShardSink(Protocol):
 
 
 class Writer(Protocol):
-    """Writes shards of one format. Equal samples and layouts must give equal bytes."""
+    """Writes shards of one format. Equal samples and layouts must give equal bytes. Subclasses inherit what has a default."""
 
     format: str
     """Name of the format that reads them."""
@@ -45,7 +45,7 @@ class Writer(Protocol):
         Raises:
             UsageError: a column cannot be written; names it and its type.
         """
-        ...
+        return {}
 
     def names(self, number: int) -> Sequence[str]:
         """Return the names of the files of one shard, the one that readers are given first."""
@@ -57,7 +57,7 @@ class Writer(Protocol):
 
     def summary(self, layout: Layout, shards: Sequence[tuple[str, int, int]]) -> Mapping[str, bytes]:
         """Return the files that the format wants beside all shards, by name, for (name, bytes, samples) of each."""
-        ...
+        return {}
 
 
 class Engine(Protocol):

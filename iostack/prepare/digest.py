@@ -47,7 +47,9 @@ class SamplesDigest:
             self._put(b"i", str(int(value)).encode())
         elif isinstance(value, float | np.floating):
             number = float(value)
-            self._put(b"i", str(int(number)).encode()) if number.is_integer() else self._put(b"d", repr(number).encode())
+            self._put(b"i", str(int(number)).encode()) if number.is_integer() else self._put(
+                b"d", repr(number).encode()
+            )
         elif isinstance(value, Mapping):
             kept = sorted((str(name), each) for name, each in value.items() if each is not None)
             self._put(b"m", str(len(kept)).encode())

@@ -52,7 +52,9 @@ def _local_lock(path: Path, uri: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise _held(uri, f"process {os.pread(descriptor, 100, 0).decode('utf-8', 'replace') or '(unknown)'}") from error
+            raise _held(
+                uri, f"process {os.pread(descriptor, 100, 0).decode('utf-8', 'replace') or '(unknown)'}"
+            ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
@@ -133,6 +135,4 @@ def _text(content: bytes | None) -> str:
 
 
 def _held(uri: str, owner: str) -> PrepareError:
-    return PrepareError(
-        f"{uri} is being prepared by {owner}", hint="wait for it, stop it, or choose another folder"
-    )
+    return PrepareError(f"{uri} is being prepared by {owner}", hint="wait for it, stop it, or choose another folder")

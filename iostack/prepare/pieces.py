@@ -41,7 +41,7 @@ class Pieces:
         self.total_rows = int(self._ends[-1]) if len(self._ends) else 0
 
     def __len__(self) -> int:
-        return -(-self.total_rows // self.rows)
+        return (self.total_rows + self.rows - 1) // self.rows
 
     def __getitem__(self, number: int) -> Piece:
         """Return one piece.

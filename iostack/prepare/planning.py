@@ -18,6 +18,7 @@ from iostack.cache.folder import cache_folder, object_id
 from iostack.corpus.contracts import Counts, Sample
 from iostack.corpus.corpus import Corpus
 from iostack.corpus.deadline import in_threads
+from iostack.corpus.detect import format_named
 from iostack.corpus.manifest import manifest_of
 from iostack.errors import PrepareError
 from iostack.loader.named import find_transforms
@@ -62,6 +63,7 @@ def plan_conversion(
         UsageError: a column cannot be written.
     """
     writer = build_writer(to, writer_options)
+    format_named(writer.format)
     staging = cache_folder(source.cache_dir) / "prepare" / object_id(target_uri)
     target = open_target(target_uri, target_options, staging)
     with source.open() as corpus:
@@ -105,22 +107,26 @@ def plan_conversion(
 
 def _refuse_overlap(source: str, target: str) -> None:
     if f"{target}/".startswith(f"{source}/") or f"{source}/".startswith(f"{target}/"):
-        raise PrepareError(f"{target} and the source {source} lie in each other", hint="name a folder beside the source")
+        raise PrepareError(
+            f"{target} and the source {source} lie in each other", hint="name a folder beside the source"
+        )
 
 
 def _counts(corpus: Corpus, progress: Callable[[int, int], None]) -> list[int]:
     """Return the samples of every shard; shards that the manifest does not count are opened."""
     if corpus.manifest.samples is not None:
         return [int(count) for count in corpus.manifest.samples]
-    counts, num_done = [0] * corpus.num_shards, 0
-    for shard, count in in_threads(
-        lambda number: corpus.open_shard(number).counts.samples,
-        range(corpus.num_shards),
-        threads=_COUNT_THREADS,
-        tick=lambda: progress(num_done, corpus.num_shards),
-    ):
-        counts[shard], num_done = count, num_done + 1
-    return counts
+    counts: dict[int, int] = {}
+
+    def count(shard: int) -> int:
+        return corpus.open_shard(shard).counts.samples
+
+    def tick() -> None:
+        progress(len(counts), corpus.num_shards)
+
+    for shard, found in in_threads(count, range(corpus.num_shards), threads=_COUNT_THREADS, tick=tick):
+        counts[shard] = found
+    return [counts[shard] for shard in range(corpus.num_shards)]
 
 
 def _fingerprint(corpus: Corpus, counts: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ source ──count──> pieces ──probe──> layout, rows per shard ─�
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,9 @@ from iostack.corpus.detect import detect
 from iostack.corpus.manifest import SIDECAR, manifest_of
 from iostack.corpus.origins import open_origin
 from iostack.errors import PrepareError
-from iostack.prepare.contracts import Writer
 from iostack.prepare.journal import FINISHED, PLAN, Finished, Journal
 from iostack.prepare.lock import target_lock
 from iostack.prepare.named import build_engine, build_writer
-from iostack.prepare.pieces import Piece, Pieces
 from iostack.prepare.planning import Planned
 from iostack.prepare.target import Target, open_target, sweep
 from iostack.prepare.work import Job, too_many_bad
@@ -167,7 +165,9 @@ def _finish(target: Target, planned: Planned, journal: Journal) -> str:
     job, writer = planned.job, planned.writer
     shards = [done for _, done in sorted(journal.finished.items()) if done.files]
     if not shards:
-        raise PrepareError(f"no sample of {job.source.uri} was left to write", hint="check the transforms and the source")
+        raise PrepareError(
+            f"no sample of {job.source.uri} was left to write", hint="check the transforms and the source"
+        )
     listed = [(done.files[0].name, done.files[0].bytes, done.samples) for done in shards]
     for name, data in writer.summary(job.layout, listed).items():
         target.write(name, data)
@@ -177,7 +177,7 @@ def _finish(target: Target, planned: Planned, journal: Journal) -> str:
     unknown = {shard.object.path for shard in found} ^ counts.keys()
     if unknown:
         raise PrepareError(
-            f"{target.uri}: {sorted(unknown)[0]} is no shard of this conversion, or vanished from it",
+            f"{target.uri}: {min(unknown)} is no shard of this conversion, or vanished from it",
             hint="let nobody else write there, and run the same command again",
         )
     manifest = manifest_of(writer.format, found, [counts[shard.object.path] for shard in found])

@@ -17,7 +17,7 @@ from iostack.corpus.contracts import Sample, ShardReader
 from iostack.corpus.corpus import Corpus, open_corpus
 from iostack.corpus.detect import format_named
 from iostack.corpus.origins import object_uri
-from iostack.errors import PrepareError, SampleError
+from iostack.errors import IostackError, PluginError, PrepareError, SampleError
 from iostack.loader.named import find_transforms
 from iostack.loader.transforming import Transforming
 from iostack.prepare.contracts import Layout, ShardSink
@@ -38,7 +38,7 @@ class Source:
     """What is read: a corpus, and what is made of each of its samples."""
 
     uri: str
-    format: str
+    format: str | None
     cache_dir: str | None
     options: Mapping[str, Any]
     transforms: Sequence[Any] = ()
@@ -76,7 +76,9 @@ class Reading:
 
     def __init__(self, source: Source, row_bytes: float) -> None:
         self.corpus = source.open()
-        self._transforming = Transforming(self.corpus, find_transforms(source.transforms)[0])
+        self.seed = 0
+        self.transforms = find_transforms(source.transforms)[0]
+        self._transforming = Transforming(self)
         self._columns = tuple(source.columns)
         self._block_rows = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(row_bytes, 1))))
 
@@ -89,7 +91,7 @@ class Reading:
             yield start, [self._made(each, run.shard, row) for row, each in zip(rows, samples, strict=True)]
 
     def _made(self, sample: Sample | Exception, shard: int, row: int) -> Sample | Exception:
-        sample = self._transforming.apply(sample, shard, row)
+        sample = self._transforming.apply(sample, 0, shard, row)
         if isinstance(sample, Exception) or not self._columns:
             return sample
         missing = [column for column in self._columns if column not in sample]
@@ -184,7 +186,7 @@ class PieceMaker:
     ) -> None:
         """Write a block of samples, whose first is ``row`` of ``shard`` and ``number`` of the source."""
         good = [(at, each) for at, each in enumerate(samples) if isinstance(each, dict)]
-        results = sink.write([each for _, each in good], [number + at for at, _ in good])
+        results = self._written(sink, [each for _, each in good], [number + at for at, _ in good])
         written: list[Sample | Exception] = list(samples)
         for (at, _), result in zip(good, results, strict=True):
             written[at] = result
@@ -193,6 +195,18 @@ class PieceMaker:
                 tally.is_bad(f"{self._reading.corpus.shard_name(shard)} row {row + at}", result)
             else:
                 tally.good(result)
+
+    def _written(self, sink: ShardSink, samples: Sequence[Sample], rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        try:
+            return sink.write(samples, rows)
+        except (IostackError, OSError):
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"the writer {self._job.to!r} failed on rows {rows[0]:,} to {rows[-1]:,} of {self._job.source.uri}: "
+                f"{type(error).__name__}: {error}",
+                hint="a writer answers a bad sample with a SampleError; see docs/plugins.md",
+            ) from error
 
     def _files(self, piece: Piece, folder: Path) -> tuple[WrittenFile, ...]:
         return tuple(

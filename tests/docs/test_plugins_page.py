@@ -73,6 +73,8 @@ def test_the_distribution_is_listed_with_its_hooks(env: dict[str, str], tmp_path
         "my_lines": ["iostack_formats"],
         "my_shorten": ["iostack_transforms"],
         "my_words": ["iostack_tokenizers"],
+        "my_lines_writer": ["iostack_writers"],
+        "my_serial": ["iostack_engines"],
         "my_convolution": ["iostack_models"],
         "my_sum": ["iostack_parallelisms"],
         "my_csv_log": ["iostack_callbacks"],
@@ -111,6 +113,17 @@ def test_the_alias_and_the_command(env: dict[str, str], tmp_path: Path) -> None:
     shown = pages.run("iostack head lab://novels -n 2", cwd=tmp_path, env=env).splitlines()
     assert [json.loads(line)["text"][:13] for line in shown] == ["shard 0 row 0", "shard 0 row 1"]
     assert "head" in pages.run("iostack --help", cwd=tmp_path, env=env)
+
+
+def test_the_writer_and_the_engine_convert_a_corpus(env: dict[str, str], tmp_path: Path) -> None:
+    runs.write_corpus(tmp_path / "corpus", shards=2, rows=20)
+    command = "iostack prepare corpus lines --to lines --engine serial --shard-bytes 500 --json"
+    told = json.loads(pages.run(command, cwd=tmp_path, env=env))
+    assert (told["format"], told["samples"], told["shards"] > 2) == ("lines", 40, True)
+    text = "".join(path.read_text() for path in sorted((tmp_path / "lines").glob("*.txt")))
+    assert [line.partition(":")[0] for line in text.splitlines()[18:22]] == [
+        f"shard {s} row {r}" for s, r in ((0, 18), (0, 19), (1, 0), (1, 1))
+    ]
 
 
 @pytest.mark.slow
