@@ -40,24 +40,31 @@ def sequence_columns(seq_len: int, *, packed: bool) -> Columns:
     return columns
 
 
+def row_bytes(columns: Columns) -> int:
+    """Return the bytes of one row of all columns."""
+    return sum(column.row_bytes for column in columns.values())
+
+
 class Buffers:
-    """Fresh memory for the ``num_batches`` batches of a block; sources write into it by row.
+    """The ``num_batches`` batches of a block; sources write into them by row.
 
     ``arrays`` holds, for each column, [num_batches * rows] or [num_batches * rows, width]; not filled, but for ``valid``.
     """
 
-    def __init__(self, num_batches: int, rows: int, columns: Columns) -> None:
+    def __init__(self, num_batches: int, rows: int, arrays: dict[str, NDArray[Any]]) -> None:
         self.rows = rows
         self.num_batches = num_batches
-        self.arrays: dict[str, NDArray[Any]] = {}
-        for name, column in columns.items():
-            shape = (num_batches * rows,) if column.width is None else (num_batches * rows, column.width)
-            self.arrays[name] = np.empty(shape, column.dtype)
+        self.arrays = arrays
         self.tokens: NDArray[np.int64] = self.arrays["tokens"]
         self.identities: NDArray[np.int64] = self.arrays["sample_ids"]
         self.valid: NDArray[np.bool_] = self.arrays["valid"]
         self.valid[:] = True
         self.cursors: list[Cursors] = [{} for _ in range(num_batches)]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(array.nbytes for array in self.arrays.values())
 
     def batches(self) -> list[dict[str, torch.Tensor]]:
         """Return the columns of each batch, as tensors over this memory."""

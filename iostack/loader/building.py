@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from iostack.loader.buffers import sequence_columns
+from dataclasses import replace
+
+from iostack.loader.buffers import Columns, row_bytes, sequence_columns
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.row_sources import IndexedRows, UnindexedRows
 from iostack.loader.samples import SampleBatches, SampleSource
 from iostack.loader.schedule import Schedule
 from iostack.loader.sequences import SequenceBatches, SequenceSource
+from iostack.loader.slots import PINNED_SLOTS, SLOTS, Slots
 from iostack.loader.text import TextSource
 from iostack.loader.tokens import TokenSource
 
@@ -17,11 +20,28 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
     """Return what iterates over the batches of a loader; nothing is opened or started yet."""
     plan = reading.plan
     if plan.seq_len is not None:
+        slots = _slots(sequence_columns(plan.seq_len, packed=False), reading, schedule)
+        reading = _beside(slots.bytes * SLOTS, reading)
         sequences = [_sequence_source(source, reading) for source in plan.sources]
-        columns = sequence_columns(plan.seq_len, packed=False)
-        return SequenceBatches(schedule, sequences, reading.meter, columns=columns, ends_by_data=reading.ends_by_data)
+        return SequenceBatches(schedule, sequences, reading.meter, slots, ends_by_data=reading.ends_by_data)
+    mean_batch_bytes = _mean_batch_bytes(plan, schedule)
+    reading = _beside(mean_batch_bytes, reading)
     samples = [_sample_source(source, reading) for source in plan.sources]
-    return SampleBatches(schedule, samples, reading, mean_batch_bytes=_mean_batch_bytes(plan, schedule))
+    return SampleBatches(schedule, samples, reading, mean_batch_bytes=mean_batch_bytes)
+
+
+def _slots(columns: Columns, reading: Reading, schedule: Schedule) -> Slots:
+    rows = schedule.topology.rows
+    num_slots = PINNED_SLOTS if reading.pinned else SLOTS
+    num_batches = reading.memory.block_batches(rows * row_bytes(columns), slots=num_slots, pinned=reading.pinned)
+    return Slots(num_batches, rows, columns, pinned=reading.pinned)
+
+
+def _beside(blocks_bytes: int, reading: Reading) -> Reading:
+    """Return what the sources read with: their look-ahead is as long as the memory beside the blocks allows."""
+    wanted = reading.lookahead_bytes * len(reading.plan.sources)
+    lookahead_bytes = reading.memory.lookahead_bytes(wanted, blocks_bytes)
+    return replace(reading, lookahead_bytes=lookahead_bytes // len(reading.plan.sources))
 
 
 def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:

@@ -1,8 +1,10 @@
-"""From host to device: pinned slots in a ring, copies on a side stream, events instead of waiting.
+"""From host to device: copies on a side stream out of pinned memory, events instead of waiting.
 
-    host batch ──memcpy──> pinned slot ──side stream──> device batch ──event──> consumer's stream
+    slot ──────────────────────────side stream──> device batch ──event──> consumer's stream
+    host batch ──memcpy──> staging ──side stream──> device batch ──event──> consumer's stream
 
-A slot is used again when its copy has finished. Only CUDA devices go this way; others get a plain copy.
+Batches of sequences lie in pinned slots already, whole samples go through staging. A host batch is held until the event of
+its copies has passed; what it lies in is used again then. Only CUDA devices go this way; others get a plain copy.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import torch
 
 from iostack.errors import UsageError
 from iostack.loader.meter import Meter
+from iostack.loader.cuda import CudaDevice, Device, Event
 from iostack.loader.state import Cursors
 from iostack.stages import count, stage
 
-_COPIES_AHEAD = 2
+COPIES_AHEAD = 2
 
 
 class LoadedBatch(NamedTuple):
@@ -49,10 +52,12 @@ def find_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
-def to_device(batches: Iterator[LoadedBatch], device: torch.device, meter: Meter) -> Iterator[LoadedBatch]:
-    """Return the batches with their tensors on ``device``."""
+def to_device(
+    batches: Iterator[LoadedBatch], device: torch.device, meter: Meter, *, pinned_bytes: int
+) -> Iterator[LoadedBatch]:
+    """Return the batches with their tensors on ``device``; ``pinned_bytes`` bounds the memory that they are staged in."""
     if device.type == "cuda":
-        return DeviceCopies(device, meter).copies(batches)
+        return DeviceCopies(CudaDevice(device), meter, staging_bytes=pinned_bytes).copies(batches)
     if device.type != "cpu":
         return (_moved(batch, device, meter) for batch in batches)
     return batches
@@ -76,62 +81,78 @@ def _num_bytes(batch: LoadedBatch) -> int:
     return sum(value.nbytes for value in batch.columns.values() if isinstance(value, torch.Tensor))
 
 
-class _Slot:
-    """Pinned memory for one batch, and the event of the copy that last used it."""
+class _Staging:
+    """What the copies of one batch read: pinned memory, or the batch itself; and the event after which they have read it."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device, most_bytes: int) -> None:
+        self.copied = device.event()
+        self._device = device
+        self._most_bytes = most_bytes
         self._pinned: dict[str, torch.Tensor] = {}
-        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._held: list[torch.Tensor] = []
+
+    def wait(self) -> None:
+        """Wait until what the copies read may be used again, and let go of it."""
+        self.copied.synchronize()
+        self._held.clear()
 
     def hold(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Return ``value`` in pinned memory, taking a larger piece only when it does not fit."""
-        held = self._pinned.get(name)
-        if held is None or held.dtype != value.dtype or held.numel() < value.numel():
-            held = self._pinned[name] = torch.empty(value.numel(), dtype=value.dtype, pin_memory=True)
-        return held[: value.numel()].view(value.shape).copy_(value)
+        """Return ``value`` in pinned memory: itself where it is pinned, else a copy in memory that grows with need.
+
+        Beyond the bound it is returned as it is: its copy to the device waits for the device, and is as right.
+        """
+        self._held.append(value)
+        if self._device.is_pinned(value):
+            return value
+        memory = self._pinned.get(name)
+        if memory is None or memory.dtype != value.dtype or memory.numel() < value.numel():
+            others = sum(each.nbytes for other, each in self._pinned.items() if other != name)
+            if others + value.nbytes > self._most_bytes:
+                return value
+            self._pinned.pop(name, None)
+            memory = self._pinned[name] = self._device.pinned(value.numel(), value.dtype)
+        return memory[: value.numel()].view(value.shape).copy_(value)
 
 
 class DeviceCopies:
-    """Copies batches to one CUDA device, ``_COPIES_AHEAD`` of them while the consumer computes."""
+    """Copies batches to one device, ``COPIES_AHEAD`` of them while the consumer computes."""
 
-    def __init__(self, device: torch.device, meter: Meter) -> None:
+    def __init__(self, device: Device, meter: Meter, *, staging_bytes: int) -> None:
         self._device = device
         self._meter = meter
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._slots = [_Slot() for _ in range(_COPIES_AHEAD + 1)]
-        self._next_slot = 0
+        number = COPIES_AHEAD + 1
+        self._staging = deque(_Staging(device, staging_bytes // number) for _ in range(number))
 
     def copies(self, batches: Iterator[LoadedBatch]) -> Generator[LoadedBatch, None, None]:
         """Yield the batches with their tensors on the device, safe to use on the consumer's current stream."""
-        ahead: deque[tuple[LoadedBatch, _Slot]] = deque()
+        ahead: deque[tuple[LoadedBatch, Event]] = deque()
         for batch in batches:
             ahead.append(self._start(batch))
-            if len(ahead) > _COPIES_AHEAD:
+            del batch  # the slot that it lies in must not wait for the next one
+            if len(ahead) == len(self._staging):
                 yield self._finish(*ahead.popleft())
         while ahead:
             yield self._finish(*ahead.popleft())
 
-    def _start(self, batch: LoadedBatch) -> tuple[LoadedBatch, _Slot]:
-        slot = self._slots[self._next_slot]
-        self._next_slot = (self._next_slot + 1) % len(self._slots)
+    def _start(self, batch: LoadedBatch) -> tuple[LoadedBatch, Event]:
+        staging = self._staging[0]
+        self._staging.rotate(-1)
         columns = dict(batch.columns)
         with self._meter.consuming(), stage("device"):
-            slot.copied.synchronize()
+            staging.wait()
             with stage("pin"):
                 pinned = {
-                    name: slot.hold(name, value) for name, value in columns.items() if isinstance(value, torch.Tensor)
+                    name: staging.hold(name, value)
+                    for name, value in columns.items()
+                    if isinstance(value, torch.Tensor)
                 }
-            with torch.cuda.stream(self._stream):
-                columns |= {name: value.to(self._device, non_blocking=True) for name, value in pinned.items()}
-                slot.copied.record(self._stream)
+            with self._device.copying():
+                columns |= {name: self._device.copy(value) for name, value in pinned.items()}
+                self._device.record(staging.copied)
             for name in ("pin", "device"):
                 count(name, samples=_num_samples(batch), num_bytes=_num_bytes(batch))
-        return batch._replace(columns=columns), slot
+        return batch._replace(columns=columns), staging.copied
 
-    def _finish(self, batch: LoadedBatch, slot: _Slot) -> LoadedBatch:
-        consumer = torch.cuda.current_stream(self._device)
-        consumer.wait_event(slot.copied)
-        for value in batch.columns.values():
-            if isinstance(value, torch.Tensor):
-                value.record_stream(consumer)
+    def _finish(self, batch: LoadedBatch, copied: Event) -> LoadedBatch:
+        self._device.hand_over(copied, [value for value in batch.columns.values() if isinstance(value, torch.Tensor)])
         return batch

@@ -24,6 +24,7 @@ from iostack.errors import PlanError, StateError, UsageError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.building import build_batches
 from iostack.loader.device import LoadedBatch, find_device, to_device
+from iostack.loader.memory import memory_of
 from iostack.loader.meter import Meter, StageFigures
 from iostack.loader.named import TransformSpec
 from iostack.loader.phases import PhaseSpec
@@ -68,11 +69,14 @@ class Loader(IterableDataset[Batch]):
         device: batches go there; on CUDA through pinned memory and a stream of their own.
         lookahead_bytes: bound of what each source fetches, and of what it decodes, before it is needed; one shard, unit or
             two batches are taken ahead in any case. Sources of a mix share it equally.
+        memory: bytes that the loader may hold, besides mapped shards: look-ahead gets shorter, then blocks smaller; by default
+            a quarter of what the machine, its cgroup and the limit of addresses allow, shared by the ranks of the machine.
+        pinned_memory: bytes of it that may be pinned, for CUDA devices; by default a half.
         threads: for decoding; by default up to 4.
         max_bad_samples: how many bad samples may be met before it is an error.
 
     Raises:
-        PlanError: sizes that cannot be planned. SettingsError: an unknown tokenizer or transform.
+        PlanError: sizes that cannot be planned, or do not fit into memory. SettingsError: an unknown tokenizer or transform.
         UsageError: the device is not there.
     """
 
@@ -95,6 +99,8 @@ class Loader(IterableDataset[Batch]):
         epochs: int | None = None,
         device: str | torch.device = "cpu",
         lookahead_bytes: int | str = "256 MiB",
+        memory: int | str | None = None,
+        pinned_memory: int | str | None = None,
         threads: int | None = None,
         max_bad_samples: int = 1000,
     ) -> None:
@@ -132,6 +138,7 @@ class Loader(IterableDataset[Batch]):
         self._iteration = 0
         self._running: Generator[LoadedBatch, None, None] | None = None
         self._device = find_device(device)
+        self._memory = memory_of(memory, pinned_memory)
         self._schedule = make_schedule(self.plan, topology, epochs)
         reading = Reading(
             plan=self.plan,
@@ -140,6 +147,8 @@ class Loader(IterableDataset[Batch]):
             bad_samples=self.bad_samples,
             epochs=epochs,
             lookahead_bytes=parse_bytes(lookahead_bytes) // len(sources),
+            memory=self._memory,
+            pinned=self._device.type == "cuda",
             threads=threads,
         )
         self._batches = build_batches(reading, self._schedule)
@@ -193,7 +202,7 @@ class Loader(IterableDataset[Batch]):
         _iterated.add(self)
         self._running = host = self._batches.batches(self.position, self._schedule.end, self._cursors)
         meter = self.meter
-        batches = to_device(host, self._device, meter)
+        batches = to_device(host, self._device, meter, pinned_bytes=self._memory.pinned)
         try:
             started = time.perf_counter()
             for columns, next_position, cursors in batches:

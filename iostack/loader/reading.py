@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.meter import Meter
+from iostack.loader.memory import Memory
 from iostack.loader.planning import LoaderPlan
 
 
@@ -14,8 +15,9 @@ from iostack.loader.planning import LoaderPlan
 class Reading:
     """What the sources of one loader share.
 
-    ``meter`` takes what they do; ``own_lanes`` are those that this rank reads, ``epochs`` bounds a finite pass, ``lookahead_bytes`` is what each source
-    may hold before it is needed, ``threads`` are those that decode.
+    ``meter`` takes what they do; ``own_lanes`` are those that this rank reads, ``epochs`` bounds a finite pass,
+    ``lookahead_bytes`` is what each source may hold before it is needed, ``memory`` what the loader may hold in all, ``pinned``
+    says whether blocks lie in pinned memory, ``threads`` are those that decode.
     """
 
     plan: LoaderPlan
@@ -24,6 +26,8 @@ class Reading:
     bad_samples: BadSamples
     epochs: int | None
     lookahead_bytes: int
+    memory: Memory
+    pinned: bool
     threads: int
 
     @property

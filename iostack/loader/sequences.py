@@ -16,17 +16,17 @@ from typing import Protocol
 import numpy as np
 
 from iostack.errors import PlanError
-from iostack.loader.buffers import Buffers, Columns
+from iostack.loader.buffers import Buffers
 from iostack.loader.device import LoadedBatch
 from iostack.loader.meter import Meter
 from iostack.loader.schedule import Draws, Schedule
+from iostack.loader.slots import Slots
 from iostack.loader.sources import Source
 from iostack.loader.state import Cursors
 from iostack.sizes import format_bytes
 from iostack.stages import count as count_done
 
 _MOST_ROWS_PLANNED = 4096
-_MOST_BLOCK_BYTES = 2 << 20
 
 Fill = Callable[[slice, np.ndarray, Buffers], None]
 """Fills the rows ``places`` of a block with ``part`` of what was drawn for a run, in order: ``fill(part, places, buffers)``."""
@@ -51,15 +51,14 @@ class SequenceBatches:
         schedule: Schedule,
         sources: Sequence[SequenceSource],
         meter: Meter,
+        slots: Slots,
         *,
-        columns: Columns,
         ends_by_data: bool,
     ) -> None:
         self._schedule = schedule
         self._sources = sources
         self._meter = meter
-        self._columns = columns
-        self._batch_bytes = schedule.topology.rows * sum(column.row_bytes for column in columns.values())
+        self._slots = slots
         self._ends_by_data = ends_by_data
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
@@ -77,6 +76,7 @@ class SequenceBatches:
         finally:
             for source in self._sources:
                 source.stop()
+            self._slots.clear()
 
     def _blocks(self, position: int, end: int | None) -> Iterator[Buffers]:
         topology = self._schedule.topology
@@ -102,26 +102,23 @@ class SequenceBatches:
         fills = [
             (source.plan(draws), draws.places) for source, draws in zip(self._sources, run.draws) if len(draws.places)
         ]
-        step = rows * max(1, _MOST_BLOCK_BYTES // self._batch_bytes)
+        step = rows * self._slots.num_batches
         for start in range(0, num_batches * rows, step):
             stop = min(start + step, num_batches * rows)
             buffers = self._buffers((stop - start) // rows)
             for fill, places in fills:
                 part = slice(*np.searchsorted(places, (start, stop)).tolist())
                 fill(part, places[part] - start, buffers)
-            count_done("assemble", samples=stop - start, num_bytes=buffers.num_batches * self._batch_bytes)
+            count_done("assemble", samples=stop - start, num_bytes=buffers.bytes)
             yield buffers, run.positions[start:stop]
 
     def _buffers(self, num_batches: int) -> Buffers:
-        rows = self._schedule.topology.rows
         try:
-            return Buffers(num_batches, rows, self._columns)
+            return self._slots.take(num_batches)
         except MemoryError as error:
-            width = self._columns["tokens"].width
             raise PlanError(
-                f"a batch of {rows} x {width} tokens takes {format_bytes(num_batches * self._batch_bytes)}, more than"
-                " there is memory",
-                hint="use a smaller seq_len or batch_size",
+                f"a block of {num_batches} batches takes {format_bytes(self._slots.bytes)}, more than there is memory",
+                hint="use a smaller seq_len, batch_size or memory",
             ) from error
 
     def _split(self, buffers: Buffers, position: int) -> Iterator[LoadedBatch]:
