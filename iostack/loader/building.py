@@ -10,7 +10,7 @@ from iostack.loader.reading import Reading
 from iostack.loader.row_sources import IndexedRows, UnindexedRows
 from iostack.loader.samples import SampleBatches, SampleSource
 from iostack.loader.schedule import Schedule
-from iostack.loader.sequences import SequenceBatches, SequenceSource
+from iostack.loader.sequences import SequenceBatches, SequenceSource, batches_planned
 from iostack.loader.slots import PINNED_SLOTS, SLOTS, Slots
 from iostack.loader.text import TextSource
 from iostack.loader.tokens import TokenSource
@@ -34,7 +34,7 @@ def _slots(columns: Columns, reading: Reading, schedule: Schedule) -> Slots:
     rows = schedule.topology.rows
     num_slots = PINNED_SLOTS if reading.pinned else SLOTS
     num_batches = reading.memory.block_batches(rows * row_bytes(columns), slots=num_slots, pinned=reading.pinned)
-    return Slots(num_batches, rows, columns, pinned=reading.pinned)
+    return Slots(min(num_batches, batches_planned(rows)), rows, columns, pinned=reading.pinned)
 
 
 def _beside(blocks_bytes: int, reading: Reading) -> Reading:

@@ -32,6 +32,11 @@ Fill = Callable[[slice, np.ndarray, Buffers], None]
 """Fills the rows ``places`` of a block with ``part`` of what was drawn for a run, in order: ``fill(part, places, buffers)``."""
 
 
+def batches_planned(rows: int) -> int:
+    """Return how many batches of ``rows`` are planned at once, at most."""
+    return max(1, _MOST_ROWS_PLANNED // rows)
+
+
 class SequenceSource(Source, Protocol):
     """Fills rows of blocks with sequences."""
 
@@ -93,7 +98,7 @@ class SequenceBatches:
                 if is_finished:
                     return
             position += size * topology.batch_size
-            size = 1 if self._ends_by_data else min(2 * size, max(1, _MOST_ROWS_PLANNED // topology.rows))
+            size = 1 if self._ends_by_data else min(2 * size, batches_planned(topology.rows))
 
     def _run(self, position: int, num_batches: int) -> Iterator[tuple[Buffers, np.ndarray]]:
         """Yield the blocks of a run, with the positions of their rows."""
