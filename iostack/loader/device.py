@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from iostack.errors import UsageError
-from iostack.loader.meter import Meter
 from iostack.loader.cuda import CudaDevice, Device, Event
+from iostack.loader.meter import Meter
 from iostack.loader.state import Cursors
 from iostack.stages import count, stage
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iostack.loader.bad_samples import BadSamples
-from iostack.loader.meter import Meter
 from iostack.loader.memory import Memory
+from iostack.loader.meter import Meter
 from iostack.loader.planning import LoaderPlan
 
 
