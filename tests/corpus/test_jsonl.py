@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import corpora
+import iostack_jsonl
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -137,3 +139,35 @@ def test_rows_are_the_lines_that_are_not_blank(tmp_path_factory: pytest.TempPath
         except ValueError:
             expected = None
         assert sample == expected if isinstance(expected, dict) else isinstance(sample, CorpusError)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"a": 123456789012345678901234567890}',
+        '{"a": [1, {"b": 18446744073709551616}]}',
+        '{"a": -9223372036854775809}',
+        '{"a": 1e300, "b": 1.5, "c": -0}',
+        '{"a": 1e400}',
+        '{"a": NaN, "b": -Infinity}',
+        '{"a": "\\ud800"}',
+        '{"a": 1, "a": 2}',
+        '{"a": 18446744073709551615}',
+        '{"a": "\\u0000\\n\\t"}',
+    ],
+)
+def test_a_line_gives_what_the_standard_library_gives_with_or_without_the_faster_parser(
+    tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(line + "\n")
+    expected = repr(json.loads(line))
+    pytest.importorskip("orjson")
+    for is_there in (True, False):
+        monkeypatch.setitem(sys.modules, "orjson", sys.modules["orjson"] if is_there else None)
+        iostack_jsonl._fast_parse.cache_clear()
+        assert (iostack_jsonl._fast_parse() is not None) == is_there
+        with iostack.open_corpus(path, cache_dir=tmp_path / "cache") as corpus:
+            [sample] = corpus.open_shard(0).read([0])
+            assert repr(sample) == expected
+    iostack_jsonl._fast_parse.cache_clear()
