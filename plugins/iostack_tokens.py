@@ -42,6 +42,7 @@ class Tokens:
 
     name = "tokens"
     holds_tokens = True
+    holds_documents = True
 
     def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
         indexes = {info.path.removesuffix(".idx"): info for info in objects if info.path.endswith(".idx")}
@@ -130,6 +131,9 @@ class TokensReader:
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
+        return self._find_documents()
+
+    def document_bounds(self) -> NDArray[np.int64]:
         return self._find_documents()
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:

@@ -167,8 +167,23 @@ class TokenShardReader(ShardReader, Protocol):
     """All tokens, one dimension, in the dtype of the file, mapped read-only."""
 
 
+@runtime_checkable
+class DocumentShardReader(TokenShardReader, Protocol):
+    """A stream of tokens that knows where its documents begin, so that they can be packed."""
+
+    def document_bounds(self) -> NDArray[np.int64]:
+        """Return where each document begins in ``tokens``, and the end of the last: int64[documents + 1].
+
+        Ascending from 0 to the number of tokens; empty documents have equal bounds. May be computed at each call.
+
+        Raises:
+            ShardError: the index is damaged.
+        """
+        ...
+
+
 class Format(Protocol):
-    """One format of shards."""
+    """One format of shards. A format whose readers are ``DocumentShardReader`` has ``holds_documents = True`` too."""
 
     name: str
     holds_tokens: bool

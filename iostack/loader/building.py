@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from iostack.loader.buffers import Columns, row_bytes, sequence_columns
+from iostack.loader.documents import DocumentSource
+from iostack.loader.fitted import FittedDocumentSource
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.row_sources import IndexedRows, UnindexedRows
@@ -20,7 +23,7 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
     """Return what iterates over the batches of a loader; nothing is opened or started yet."""
     plan = reading.plan
     if plan.seq_len is not None:
-        slots = _slots(sequence_columns(plan.seq_len, packed=False), reading, schedule)
+        slots = _slots(sequence_columns(plan.seq_len, packed=plan.packing != "none"), reading, schedule)
         reading = _beside(slots.bytes * SLOTS, reading)
         sequences = [_sequence_source(source, reading) for source in plan.sources]
         return SequenceBatches(schedule, sequences, reading.meter, slots, ends_by_data=reading.ends_by_data)
@@ -45,7 +48,14 @@ def _beside(blocks_bytes: int, reading: Reading) -> Reading:
 
 
 def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:
-    return TextSource(source, reading) if source.uses_units else TokenSource(source, reading)
+    if source.kind == "text":
+        return TextSource(source, reading)
+    by_packing: Mapping[str, Callable[[PlannedSource, Reading], SequenceSource]] = {
+        "none": TokenSource,
+        "split": DocumentSource,
+        "best_fit": FittedDocumentSource,
+    }
+    return by_packing[source.packing](source, reading)
 
 
 def _sample_source(source: PlannedSource, reading: Reading) -> SampleSource:

@@ -60,6 +60,8 @@ class Loader(IterableDataset[Batch]):
         window_bytes: samples are shuffled within windows of about this size in each lane.
         tokenizer, text_column: for documents: ``"name[:argument]"``, and the column that holds the text.
         transforms: names, tables with options, or callables; they map one sample to one sample.
+        packing: ``"none"`` cuts token shards and text into sequences as they come; ``"split"`` and ``"best_fit"`` pack
+            documents, and say where they begin; see ``iostack.packing``.
         phases: ``{"after_samples": n, "weights": [...]}``: from the n-th sample on, rounded up to a multiple of the lanes,
             the sources of a mix have other weights; 0 leaves one out.
         skip: a skip list, as ``iostack plan --write-skip`` writes it, or sample ids: these never come. Where counts tell the
@@ -76,7 +78,8 @@ class Loader(IterableDataset[Batch]):
         max_bad_samples: how many bad samples may be met before it is an error.
 
     Raises:
-        PlanError: sizes that cannot be planned, or do not fit into memory. SettingsError: an unknown tokenizer or transform.
+        PlanError: sizes that cannot be planned, or do not fit into memory.
+        SettingsError: an unknown tokenizer, transform or packing.
         UsageError: the device is not there.
     """
 
@@ -94,6 +97,7 @@ class Loader(IterableDataset[Batch]):
         tokenizer: str | Tokenizer = "bytes",
         text_column: str = "text",
         transforms: Sequence[TransformSpec] = (),
+        packing: str = "none",
         phases: Sequence[PhaseSpec] = (),
         skip: SkipSpec = (),
         epochs: int | None = None,
@@ -123,6 +127,7 @@ class Loader(IterableDataset[Batch]):
             seed=seed,
             lanes=lanes,
             seq_len=seq_len,
+            packing=packing,
             window_bytes=parse_bytes(window_bytes),
             tokenizer=tokenizer,
             text_column=text_column,

@@ -48,7 +48,7 @@ def read_phases(specs: Sequence[PhaseSpec], *, num_sources: int) -> tuple[Phase,
     return tuple(phases)
 
 
-def refuse_epochs_by_data(corpus: Corpus, epochs: int, *, by_data: bool, is_text: bool) -> None:
+def refuse_epochs_by_data(corpus: Corpus, epochs: int, *, by_data: bool, kind: str) -> None:
     """Refuse epochs of a source in a mix that cannot be planned.
 
     Raises:
@@ -58,7 +58,9 @@ def refuse_epochs_by_data(corpus: Corpus, epochs: int, *, by_data: bool, is_text
         raise PlanError(f"{corpus.uri}: epochs must be at least 1, not {epochs!r}")
     if not by_data:
         return
-    if is_text:
+    if kind == "documents":
+        told, hint = "how many sequences its documents fit into", 'use packing="split", or leave out its epochs'
+    elif kind == "text":
         told, hint = "how many sequences text gives", "tokenise the corpus beforehand, or leave out its epochs"
     elif corpus.manifest.samples is None:
         told, hint = "how many samples it holds, for they were not counted", f"run: iostack index {corpus.uri}"

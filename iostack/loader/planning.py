@@ -11,7 +11,7 @@ import xxhash
 
 from iostack.corpus.contracts import Tokenizer, Transform
 from iostack.corpus.corpus import Corpus
-from iostack.errors import PlanError, UsageError
+from iostack.errors import PlanError, SettingsError, UsageError
 from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
 from iostack.loader.phases import PhaseSpec, read_phases, refuse_epochs_by_data
 from iostack.loader.schedule import Int64s
@@ -24,12 +24,15 @@ from iostack.plan.mixing import integer_weights
 from iostack.plan.skipping import SkipList, SkippingPlan
 from iostack.plan.units import UnitPlan, choose_unit_lanes, choose_unit_rows
 from iostack.plan.windows import choose_lanes, choose_window
+from iostack.suggest import closest
 
 _TYPICAL_TEXT_COMPRESSION = 4
 _LANES_LIMIT = 1 << 20
 """Each takes memory of its own; even the largest runs have fewer ranks."""
 _SOURCE = 8
 """Purpose of keys; see ``iostack.plan.indexed``."""
+PACKINGS = ("none", "split", "best_fit")
+"""How documents become sequences: as one stream that tells them apart no more, as one that does, or whole."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Source:
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source with all that decides its order. ``kind`` is tokens, text, rows or unindexed.
+    """A source with all that decides its order. ``kind`` is tokens, documents (of token shards), text, rows or unindexed.
 
     ``counts`` is int64[S]: what the plan permutes, of each shard (sequences or rows; -1 where not known). ``unit_bytes``
     is about what a unit takes uncompressed. After ``epochs`` a source of a mix is used up.
@@ -61,6 +64,7 @@ class PlannedSource:
     window: int
     transforms: Sequence[Transform]
     transform_names: Sequence[Any]
+    packing: str = "none"
     unit_rows: int = 0
     unit_bytes: float = 0
     tokenizer: Tokenizer | None = None
@@ -71,7 +75,7 @@ class PlannedSource:
     @property
     def uses_units(self) -> bool:
         """Whether outputs are known only once units are read."""
-        return self.kind in ("text", "unindexed")
+        return self.kind in ("text", "documents", "unindexed")
 
     @property
     def num_units(self) -> int:
@@ -113,6 +117,7 @@ class LoaderPlan:
     lanes: int
     weights: tuple[int, ...]
     seq_len: int | None
+    packing: str = "none"
     fingerprint: str = field(default="")
     phases: tuple[Phase, ...] = ()
     skip: SkipList = field(default_factory=SkipList)
@@ -130,6 +135,8 @@ class LoaderPlan:
             known["phases"] = [{"after_samples": phase.start, "weights": list(phase.weights)} for phase in self.phases]
         if len(self.skip):
             known["skip"] = digest_of(self.skip)
+        if self.packing != "none":
+            known["packing"] = self.packing
         return known
 
 
@@ -158,6 +165,7 @@ def plan_loader(
     seed: int,
     lanes: int | None,
     seq_len: int | None,
+    packing: str,
     window_bytes: int,
     tokenizer: str | Tokenizer,
     text_column: str,
@@ -168,14 +176,19 @@ def plan_loader(
     """Return the plan of a new loader; opens no shard.
 
     Raises:
-        PlanError: there is nothing to read, or nothing long enough.
+        PlanError: there is nothing to read, or nothing long enough. SettingsError: no such packing.
     """
+    if packing not in PACKINGS:
+        raise SettingsError(f"there is no packing {packing!r}", hint=closest(packing, PACKINGS))
+    if packing != "none" and seq_len is None:
+        raise PlanError(f"packing={packing!r} needs the length of sequences", hint="set seq_len too")
     planned = [
         _plan_source(
             source,
             number,
             _source_seed(seed, number),
             seq_len,
+            packing,
             window_bytes,
             tokenizer,
             text_column,
@@ -199,6 +212,7 @@ def plan_loader(
         weights=integer_weights([source.weight for source in sources]),
         seq_len=seq_len,
         fingerprint=fingerprint,
+        packing=packing,
         phases=read_phases(phases, num_sources=len(sources)),
         skip=skip_list,
     )
@@ -209,6 +223,7 @@ def _plan_source(
     number: int,
     seed: int,
     seq_len: int | None,
+    packing: str,
     window_bytes: int,
     tokenizer: str | Tokenizer,
     text_column: str,
@@ -220,9 +235,12 @@ def _plan_source(
     if corpus.format.holds_tokens and seq_len is not None:
         if transforms:
             raise UsageError(f"{corpus.uri}: transforms map samples, but token shards are cut into sequences directly")
+        if packing != "none":
+            _refuse_no_documents(corpus, packing)
+    if corpus.format.holds_tokens and seq_len is not None and packing != "best_fit":
         counts = token_sequences(corpus, seq_len)
         window = choose_window(window_bytes, total_bytes / int(counts.sum()))
-        return PlannedSource(corpus, number, seed, "tokens", counts, window, transforms, names)
+        return PlannedSource(corpus, number, seed, "tokens", counts, window, transforms, names, packing)
 
     counts = manifest.samples if manifest.samples is not None else np.full(manifest.num_shards, -1, np.int64)
     if not counts.any():
@@ -244,26 +262,38 @@ def _plan_source(
     unit_rows = choose_unit_rows(int(counts.sum()), text_bytes, seq_len) if manifest.samples is not None else 0
     num_units = int((-(-counts // unit_rows)).sum()) if unit_rows else manifest.num_shards
     window = choose_window(window_bytes, text_bytes / num_units)
+    holds_tokens = corpus.format.holds_tokens
     return PlannedSource(
         corpus,
         number,
         seed,
-        "text",
+        "documents" if holds_tokens else "text",
         counts,
         window,
         transforms,
         names,
+        packing,
         unit_rows=unit_rows,
         unit_bytes=text_bytes / num_units,
-        tokenizer=find_tokenizer(tokenizer),
-        text_column=text_column,
+        tokenizer=None if holds_tokens else find_tokenizer(tokenizer),
+        text_column="" if holds_tokens else text_column,
     )
 
 
 def _with_epochs(source: PlannedSource, epochs: int | None) -> PlannedSource:
     if epochs is not None:
-        refuse_epochs_by_data(source.corpus, epochs, by_data=source.uses_units, is_text=source.tokenizer is not None)
+        refuse_epochs_by_data(source.corpus, epochs, by_data=source.uses_units, kind=source.kind)
     return replace(source, epochs=epochs)
+
+
+def _refuse_no_documents(corpus: Corpus, packing: str) -> None:
+    """Refuse to pack token shards of a format that does not say that it tells documents apart."""
+    if not getattr(corpus.format, "holds_documents", False):
+        raise UsageError(
+            f"{corpus.uri}: packing={packing!r} needs the documents of token shards, and the format"
+            f" {corpus.format.name!r} does not tell them apart",
+            hint='use packing="none", or shards that do, such as Megatron .bin/.idx',
+        )
 
 
 def _source_seed(seed: int, number: int) -> int:

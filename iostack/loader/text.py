@@ -6,18 +6,19 @@ a unit of rows ──permute──> documents ──tokenise, join──> one st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from iostack.corpus.contracts import Sample
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.buffers import Buffers
+from iostack.loader.packed import BadRow, Packer, UnitSequences, write_outputs
+from iostack.loader.pieces import Tokens
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
@@ -26,49 +27,16 @@ from iostack.loader.sequences import Fill
 from iostack.loader.sources import StreamedSource
 from iostack.loader.streams import UnitSource
 from iostack.loader.transforming import Transforming
-from iostack.plan.identity import unit_identities
 from iostack.plan.keyed import derive_key, permutation
-from iostack.plan.sequences import unit_phase
 from iostack.plan.units import Unit
 from iostack.stages import stage
 
-_DOCUMENT_ORDER, _SEQUENCE_ORDER = 5, 7
+_DOCUMENT_ORDER = 5
 _LOADED_BYTES_PER_TEXT_BYTE = 4
 """A unit of text in memory: the text, the ids of its documents, and the ids joined."""
 
-Tokens = NDArray[np.uint16] | NDArray[np.int32]
 
-
-@dataclass(frozen=True)
-class BadRow:
-    """A bad row of a unit, and the row whose text appears in its place: None where no row of the unit is good."""
-
-    row: int
-    error: Exception
-    substitute: int | None
-
-
-@dataclass(frozen=True)
-class TextUnit:
-    """The sequences of one unit: output k is the ``seq_len`` + 1 tokens from ``starts[k]`` on."""
-
-    unit: Unit
-    tokens: Tokens
-    seq_len: int
-    starts: NDArray[np.int64]
-    identities: NDArray[np.int64]
-    bad_rows: Sequence[BadRow]
-
-    def __len__(self) -> int:
-        return len(self.identities)
-
-    def sequence(self, output: int) -> Tokens:
-        """Return the ``seq_len`` + 1 tokens of one output; a view."""
-        start = int(self.starts[output])
-        return self.tokens[start : start + self.seq_len + 1]
-
-
-class TextSource(StreamedSource[TextUnit]):
+class TextSource(StreamedSource[UnitSequences]):
     """One corpus of documents, as a source of sequences."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
@@ -96,11 +64,7 @@ class TextSource(StreamedSource[TextUnit]):
         return partial(self._fill, draws.positions)
 
     def _fill(self, positions: Int64s, part: slice, places: Int64s, buffers: Buffers) -> None:
-        for place, unit, output, is_valid, lane, cursor in self.take(Draws(places, positions[part])):
-            buffers.tokens[place] = unit.sequence(output)
-            buffers.identities[place] = unit.identities[output]
-            buffers.valid[place] = is_valid
-            buffers.cursors[place // buffers.rows].setdefault(self.number, {})[lane] = cursor
+        write_outputs(self.take(Draws(places, positions[part])), self.number, places, buffers)
 
 
 class _NoSuchColumn(SampleError):
@@ -117,28 +81,22 @@ class TextReader:
         self.seq_len = seq_len
         self._transforming = Transforming(source)
         self._bad_samples = bad_samples
-        self._number = source.number
-        self._skip = source.skip
+        self._packer = Packer(source.packing, seq_len, source.seed, source.number, source.skip)
         self._seed = source.seed
         self._text_column = source.text_column
         self._most_tokens_seen = 0
         self._first_bad: Exception | None = None
 
-    def load(self, unit: Unit) -> TextUnit:
+    def load(self, unit: Unit) -> UnitSequences:
         """Return the sequences of a unit; documents and sequences are permuted by (seed, epoch, unit)."""
         texts, bad_rows = self._texts(unit)
         order = permutation(derive_key(self._seed, _DOCUMENT_ORDER, unit.epoch, unit.number), len(texts))
-        tokens = self._joined([texts[row] for row in order.tolist()], unit)
+        tokens, lengths = self._joined([texts[row] for row in order.tolist()], unit)
         self._most_tokens_seen = max(self._most_tokens_seen, len(tokens))
-        num_outputs = max(len(tokens) - 1, 0) // self.seq_len
-        first = unit_phase(len(tokens), self.seq_len, self._seed, unit.epoch, unit.number)
-        outputs = permutation(derive_key(self._seed, _SEQUENCE_ORDER, unit.epoch, unit.number), num_outputs)
-        identities = unit_identities(self._number, unit.number, num_outputs)[outputs]
-        kept = ~self._skip.holds(identities)
-        starts = first + outputs * self.seq_len
-        return TextUnit(unit, tokens, self.seq_len, starts[kept], identities[kept], bad_rows)
+        sequences = self._packer.pack(unit, tokens, np.cumsum(lengths) - lengths, lengths)
+        return replace(sequences, bad_rows=bad_rows)
 
-    def report_bad_rows(self, outputs: TextUnit) -> None:
+    def report_bad_rows(self, outputs: UnitSequences) -> None:
         """Report the bad samples of a unit that a lane comes to.
 
         Raises:
@@ -168,8 +126,8 @@ class TextReader:
             hint="use a corpus that holds more, or a smaller seq_len",
         )
 
-    def _joined(self, texts: list[str], unit: Unit) -> Tokens:
-        """Return the ids of all texts, each with the id that ends it, in the smallest type that holds them."""
+    def _joined(self, texts: list[str], unit: Unit) -> tuple[Tokens, Int64s]:
+        """Return the ids of all texts, each with the id that ends it, in the smallest type that holds them; and their numbers."""
         try:
             with stage("decode", label=partial(_rows_of, self.residency.corpus, unit)):
                 encoded = self.tokenizer.encode(texts)
@@ -186,7 +144,8 @@ class TextReader:
                 f"the tokenizer {self.tokenizer.name!r} gave ids from {tokens.min()} to {tokens.max()},"
                 f" but its vocab_size is {vocab_size}"
             )
-        return tokens.astype(np.uint16) if vocab_size <= 1 << 16 else tokens
+        lengths = np.asarray([len(document) + 1 for document in encoded], np.int64)
+        return tokens.astype(np.uint16) if vocab_size <= 1 << 16 else tokens, lengths
 
     def _texts(self, unit: Unit) -> tuple[list[str], list[BadRow]]:
         """Return the texts of a unit, another of them in the place of each bad one; none where all are bad."""

@@ -26,6 +26,7 @@ def write_corpora(folder: Path) -> Corpora:
     """Write all corpora once and open them."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_tokens(folder / "tokens")
+    _write_documents(folder / "documents")
     for name in ("texts", "texts counted"):
         _write_rows(folder / name, corpora.texts(NUM_TEXTS), per_shard=30)
         (folder / name / "9-empty.jsonl").touch()
@@ -46,6 +47,15 @@ def _write_tokens(folder: Path) -> None:
     random = np.random.default_rng(0)
     for shard, count in enumerate(TOKENS_PER_SHARD):
         corpora.write_tokens(folder / f"{shard}", [[random.integers(0, 60_000, count).tolist()]] if count else [])
+
+
+def _write_documents(folder: Path) -> None:
+    """Write shards of documents of 0 to 40 tokens, some of several sequences; an empty one, and one of a single document."""
+    random = np.random.default_rng(1)
+    for shard, count in enumerate((30, 0, 4, 25, 1)):
+        lengths = random.integers(0, 41, (count, 2)) // [1, 4] if count > 1 else np.full((count, 1), 50)
+        documents = [[random.integers(0, 60_000, n).tolist() for n in sequences] for sequences in lengths.tolist()]
+        corpora.write_tokens(folder / f"{shard}", documents)
 
 
 def _write_rows(folder: Path, rows: list[dict[str, Any]], *, per_shard: int, bad: tuple[int, ...] = ()) -> None:
@@ -93,6 +103,11 @@ _SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "texts transformed": (lambda c: c["texts counted"], TEXT | {"transforms": [shout]}),
     "bad texts": (lambda c: c["bad"], TEXT),
     "bad texts counted": (lambda c: c["bad counted"], TEXT),
+    "tokens split": (lambda c: c["documents"], TOKENS | {"packing": "split"}),
+    "tokens fitted": (lambda c: c["documents"], TOKENS | {"packing": "best_fit"}),
+    "texts split": (lambda c: c["texts"], TEXT | {"packing": "split"}),
+    "texts fitted": (lambda c: c["texts counted"], TEXT | {"packing": "best_fit"}),
+    "bad texts fitted": (lambda c: c["bad"], TEXT | {"packing": "best_fit"}),
     "rows": (lambda c: c["tar"], TAR),
     "rows counted": (lambda c: c["tar counted"], TAR),
     "rows transformed": (lambda c: c["tar"], TAR | {"transforms": [decode_number]}),
@@ -106,6 +121,8 @@ PHASES = [{"after_samples": 10, "weights": [0, 1]}, {"after_samples": 25, "weigh
 _MIXES: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "mix of tokens and texts": (lambda c: [(c["tokens"], 2), (c["texts"], 1)], TEXT),
     "mix of three": (lambda c: [(c["tokens"], 0.5), (c["texts counted"], 0.3), (c["bad"], 0.2)], TEXT),
+    "mix of split": (lambda c: [(c["documents"], 2), (c["texts"], 1)], TEXT | {"packing": "split"}),
+    "mix of fitted": (lambda c: [(c["documents"], 1), (c["texts counted"], 2)], TEXT | {"packing": "best_fit"}),
     "mix of rows": (lambda c: [(c["tar counted"], 3), (c["bad"], 1), (c["tar"], 1)], ROWS),
     "phases": (lambda c: [(c["tokens"], 2), (c["texts"], 1)], TEXT | {"phases": PHASES}),
     "phases of rows": (lambda c: [(c["tar counted"], 3), (c["tar"], 1)], ROWS | {"phases": PHASES}),

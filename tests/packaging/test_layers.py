@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 OURS = ("iostack", "trainer")
 
 LAYERS = [
-    {"iostack.cli", "iostack.testing"},
+    {"iostack.cli", "iostack.testing", "iostack.packing"},
     {"iostack.prepare"},
     {"iostack.loader"},
     {"iostack.corpus", "iostack.plan"},
