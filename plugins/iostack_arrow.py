@@ -23,6 +23,7 @@ class Arrow:
 
     name = "arrow"
     holds_tokens = False
+    is_compressed = False
 
     def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
         saved = {str(PurePosixPath(info.path).parent) for info in objects if _name(info) == "state.json"}

@@ -21,6 +21,7 @@ class Parquet:
 
     name = "parquet"
     holds_tokens = False
+    is_compressed = True
 
     def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
         return [Shard(info) for info in objects if info.path.lower().endswith(_SUFFIXES)]

@@ -90,10 +90,16 @@ def open_sources(data: DataSettings) -> list[Source]:
     if not data.uri and not data.sources:
         raise UsageError("no corpus to train on", hint="give a URI, or set data.uri or [[data.sources]]")
     if data.uri:
-        return [Source(_open(data.uri, data, _unless_local(data.uri, data.storage_options)), 1.0, ())]
+        options = _unless_local(data.uri, data.storage_options)
+        return [Source(_open(data.uri, data, options, data.columns), 1.0, ())]
     return [
         Source(
-            _open(source.uri, data, source.storage_options or _unless_local(source.uri, data.storage_options)),
+            _open(
+                source.uri,
+                data,
+                source.storage_options or _unless_local(source.uri, data.storage_options),
+                source.columns or data.columns,
+            ),
             source.weight,
             source.transforms,
             source.epochs or None,
@@ -109,8 +115,10 @@ def open_held_out(uri: str, data: DataSettings, storage_options: Mapping[str, An
     return _open(uri, data, storage_options or _unless_local(uri, inherited))
 
 
-def _open(uri: str, data: DataSettings, storage_options: Mapping[str, Any]) -> iostack.Corpus:
-    return iostack.open_corpus(uri, cache_dir=data.cache_dir or None, **storage_options)
+def _open(
+    uri: str, data: DataSettings, storage_options: Mapping[str, Any], columns: Sequence[str] = ()
+) -> iostack.Corpus:
+    return iostack.open_corpus(uri, columns=columns or None, cache_dir=data.cache_dir or None, **storage_options)
 
 
 def _unless_local(uri: str, storage_options: Mapping[str, Any]) -> Mapping[str, Any]:

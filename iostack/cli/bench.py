@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iostack.cli.options import corpus_options, storage_options, transform_specs
+from iostack.cli.options import chosen_columns, columns_option, corpus_options, storage_options, transform_specs
 
 if TYPE_CHECKING:
     from iostack.loader.loader import Loader
@@ -52,6 +52,7 @@ Examples:
 """
 )
 @corpus_options
+@columns_option
 @click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples of a step, of all ranks."
 )
@@ -72,6 +73,7 @@ def bench(
     format: str | None,
     cache_dir: str | None,
     storage: tuple[str, ...],
+    columns: str | None,
     batch_size: int,
     seq_len: int | None,
     steps: int | None,
@@ -94,7 +96,8 @@ def bench(
 
     specs = transform_specs(transforms)
     started = time.perf_counter()
-    with open_corpus(uri, format=format, cache_dir=cache_dir, **storage_options(storage)) as corpus:
+    chosen = chosen_columns(columns)
+    with open_corpus(uri, format=format, columns=chosen, cache_dir=cache_dir, **storage_options(storage)) as corpus:
         loader = Loader(
             corpus,
             batch_size=batch_size,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iostack.cli.options import corpus_options, storage_options
+from iostack.cli.options import chosen_columns, columns_option, corpus_options, storage_options
 
 if TYPE_CHECKING:
     from iostack.corpus.contracts import Sample
@@ -25,25 +25,35 @@ _SHOWN_ITEMS = 8
 Examples:
   iostack inspect ./corpus
   iostack inspect s3://bucket/corpus -o anon=true
+  iostack inspect ./corpus --columns text,url
   iostack inspect ./corpus --json
 """
 )
 @corpus_options
+@columns_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(uri: str, format: str | None, cache_dir: str | None, storage: tuple[str, ...], as_json: bool) -> None:
+def inspect(
+    uri: str,
+    format: str | None,
+    cache_dir: str | None,
+    storage: tuple[str, ...],
+    columns: str | None,
+    as_json: bool,
+) -> None:
     """Show what is behind URI: format, shards, samples, bytes, columns, and the first sample.
 
     A corpus that has no manifest is counted here if it has at most 256 MiB, which also finds damaged shards.
     """
     from iostack.corpus.corpus import open_corpus
 
-    with open_corpus(uri, format=format, cache_dir=cache_dir, **storage_options(storage)) as corpus:
+    chosen = chosen_columns(columns)
+    with open_corpus(uri, format=format, columns=chosen, cache_dir=cache_dir, **storage_options(storage)) as corpus:
         facts = _facts(corpus)
         first = _first_sample(corpus)
     if as_json:
         shown = {name: _preview(value) for name, value in first.items()}
-        columns = {name: _kind(value) for name, value in first.items()}
-        click.echo(json.dumps({**facts, "columns": columns, "first_sample": shown}))
+        kinds = {name: _kind(value) for name, value in first.items()}
+        click.echo(json.dumps({**facts, "columns": kinds, "first_sample": shown}))
     else:
         _print(facts, first)
 

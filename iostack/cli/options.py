@@ -32,6 +32,18 @@ def corpus_options(command: Command) -> Command:
     return command
 
 
+def columns_option(command: Command) -> Command:
+    """Add ``--columns``; see ``chosen_columns``."""
+    return click.option(
+        "--columns", metavar="NAME,...", help="Columns of Parquet and Arrow shards to read; by default all."
+    )(command)
+
+
+def chosen_columns(text: str | None) -> list[str] | None:
+    """Return the names in a list with commas; None where the option was not given."""
+    return None if text is None else [name for name in text.split(",") if name]
+
+
 def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Parse ``KEY=VALUE`` pairs: values are JSON where they parse as such, else text; dots in keys nest.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from iostack.corpus.arrow_types import plain_type
 from iostack.corpus.mapping import Mapped
 from iostack.errors import ShardError
 
@@ -187,6 +188,8 @@ def read_schema(mapped: Mapped, *, name: str) -> Any:
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(mapped)[first.offset : first.end])
         names = [str(column) for column in schema.names]
+        for field in schema:
+            plain_type(field.type)  # it looks at every name inside, and what is no UTF-8 raises only then
     except (pa.ArrowException, ValueError, OSError, MemoryError, TypeError, KeyError) as error:
         raise damaged(name, f"the schema: {error}") from error
     refuse_duplicates(names, name=name)

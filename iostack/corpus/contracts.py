@@ -214,6 +214,9 @@ class Format(Protocol):
 class TableFormat(Format, Protocol):
     """A format of columns, some of which can be read without the others. Its readers are ``TableReader``."""
 
+    is_compressed: bool
+    """Whether shards usually are: text then takes some four times their bytes."""
+
     def unpacking(self, columns: Columns) -> Unpacking:
         """Return how shards become files that can be mapped, with these columns; ``open`` gets what it made."""
         ...

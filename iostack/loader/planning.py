@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from iostack.corpus.contracts import Tokenizer, Transform
+from iostack.corpus.contracts import TableFormat, Tokenizer, Transform
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, SettingsError, UsageError
 from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
@@ -257,8 +257,9 @@ def _plan_source(
             corpus, number, seed, "unindexed", counts, window, transforms, names, unit_bytes=shard_bytes
         )
 
-    compressed = manifest.num_shards > 0 and bool(manifest.shard(0).compression)
-    text_bytes = total_bytes * (_TYPICAL_TEXT_COMPRESSION if compressed else 1)
+    if corpus.columns is None and not transforms and isinstance(corpus.format, TableFormat):
+        corpus = corpus.with_columns([text_column])  # nothing else is looked at
+    text_bytes = total_bytes * (_TYPICAL_TEXT_COMPRESSION if _is_compressed(corpus) else 1)
     unit_rows = choose_unit_rows(int(counts.sum()), text_bytes, seq_len) if manifest.samples is not None else 0
     num_units = int((-(-counts // unit_rows)).sum()) if unit_rows else manifest.num_shards
     window = choose_window(window_bytes, text_bytes / num_units)
@@ -278,6 +279,12 @@ def _plan_source(
         tokenizer=None if holds_tokens else find_tokenizer(tokenizer),
         text_column="" if holds_tokens else text_column,
     )
+
+
+def _is_compressed(corpus: Corpus) -> bool:
+    if isinstance(corpus.format, TableFormat):
+        return corpus.format.is_compressed
+    return corpus.manifest.num_shards > 0 and bool(corpus.manifest.shard(0).compression)
 
 
 def _with_epochs(source: PlannedSource, epochs: int | None) -> PlannedSource:

@@ -9,6 +9,8 @@ from typing import Any
 
 import corpora
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import iostack
 from iostack.corpus.contracts import Sample
@@ -35,6 +37,7 @@ def write_corpora(folder: Path) -> Corpora:
     for name in ("tar", "tar counted"):
         for shard in range(5):
             corpora.write_tar(folder / name / f"{shard}.tar", corpora.images(18, 18 * shard))
+    _write_tables(folder)
     opened = {}
     for each in sorted(folder.iterdir()):
         if each.name.endswith("counted"):
@@ -56,6 +59,26 @@ def _write_documents(folder: Path) -> None:
         lengths = random.integers(0, 41, (count, 2)) // [1, 4] if count > 1 else np.full((count, 1), 50)
         documents = [[random.integers(0, 60_000, n).tolist() for n in sequences] for sequences in lengths.tolist()]
         corpora.write_tokens(folder / f"{shard}", documents)
+
+
+def _write_tables(folder: Path) -> None:
+    """Write the texts as Parquet (counted by its footers) and as Arrow, half of it compressed; with an empty shard each."""
+    for shard in range(6):
+        rows = corpora.texts(18 if shard < 5 else 0, 18 * shard)
+        table = pa.table(
+            {
+                "text": [row["text"] for row in rows],
+                "n": [row["n"] for row in rows],
+                "list": [[1] * (row["n"] % 4) for row in rows],
+            },
+            pa.schema([("text", pa.string()), ("n", pa.int64()), ("list", pa.list_(pa.int8()))]),
+        )
+        (folder / "parquet").mkdir(exist_ok=True)
+        (folder / "arrow").mkdir(exist_ok=True)
+        pq.write_table(table, folder / "parquet" / f"{shard}.parquet", row_group_size=8)
+        options = pa.ipc.IpcWriteOptions(compression="zstd" if shard % 2 else None)
+        with pa.ipc.new_file(str(folder / "arrow" / f"{shard}.arrow"), table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=7)
 
 
 def _write_rows(folder: Path, rows: list[dict[str, Any]], *, per_shard: int, bad: tuple[int, ...] = ()) -> None:
@@ -113,6 +136,9 @@ _SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "rows transformed": (lambda c: c["tar"], TAR | {"transforms": [decode_number]}),
     "rows counted transformed": (lambda c: c["tar counted"], TAR | {"transforms": [decode_number]}),
     "rows keyed": (lambda c: c["tar counted"], TAR | {"transforms": [Draw()]}),
+    "texts of parquet": (lambda c: c["parquet"], TEXT),
+    "rows counted of parquet": (lambda c: c["parquet"], ROWS),
+    "rows counted of arrow": (lambda c: c["arrow"].with_columns(["n", "text"]), ROWS),
     "bad rows": (lambda c: c["bad"], ROWS),
     "bad rows counted": (lambda c: c["bad counted"], ROWS),
 }

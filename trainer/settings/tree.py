@@ -69,6 +69,8 @@ class SourceSettings(Section):
 
     uri: str = Field(min_length=1)
     """URI of the corpus."""
+    columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Columns that are read of this source; empty: those of ``data.columns``."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Samples drawn from this source, relative to the other sources, such as 7 and 3."""
     transforms: Transforms = ()
@@ -108,6 +110,9 @@ class DataSettings(Section):
     """``name`` or ``name:argument`` of the tokenizer of text corpora; corpora of tokens ignore it."""
     text_column: str = "text"
     """Column that holds the text. Change it where ``iostack inspect`` shows another name."""
+    columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Columns that are read of Parquet and Arrow shards; empty: the text alone where no transform needs more, else all.
+    Name those that transforms need: the others then cost neither time nor disk."""
     transforms: Transforms = ()
     """Transforms of every sample, in order: a name, or ``{name = "...", option = ...}``. Decides what a sample is."""
     skip: str = ""
