@@ -135,7 +135,7 @@ def test_a_wrong_request_exits_with_2(
     [
         (["inspekt"], "did you mean 'inspect'? see: iostack --help"),
         (["inspect", ".", "--format", "jsnol"], "did you mean 'jsonl'?"),
-        (["inspect", ".", "--format", "parquet"], "there are: "),
+        (["inspect", ".", "--format", "lance"], "there are: "),
     ],
 )
 def test_a_mistyped_name_is_answered_with_the_closest(
