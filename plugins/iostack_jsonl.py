@@ -29,6 +29,7 @@ _MAX_LINE_BYTES = 256 << 20
 _BLOCK_BYTES = 16 << 20
 _BLANKS = b" \t\r\n"
 _BEYOND_INTEGERS = float(1 << 63)
+_SIMPLE = frozenset((str, int, bool, type(None)))
 
 
 @hookimpl
@@ -125,8 +126,10 @@ def _holds_long_integer(value: Any) -> bool:
     if type(value) is float:
         return abs(value) >= _BEYOND_INTEGERS
     if type(value) is dict:
-        return any(map(_holds_long_integer, value.values()))
-    return type(value) is list and any(map(_holds_long_integer, value))
+        value = value.values()
+    elif type(value) is not list:
+        return False
+    return not _SIMPLE.issuperset(map(type, value)) and any(map(_holds_long_integer, value))
 
 
 def _bytes(mapped: Mapped, start: int, stop: int) -> NDArray[np.uint8]:
