@@ -265,7 +265,8 @@ def decoded_spdl(folder: Path) -> Iterator[int]:
     from spdl.pipeline import PipelineBuilder
 
     def decode(data: bytes) -> Any:
-        return spdl.io.decode_packets(spdl.io.demux_image(data), filter_desc=spdl.io.get_filter_desc(pix_fmt="rgb24"))
+        packets = spdl.io.demux_image(data)
+        return spdl.io.decode_packets(packets, filter_desc=spdl.io.get_filter_desc(packets, pix_fmt="rgb24"))
 
     pipeline = (
         PipelineBuilder()
@@ -355,6 +356,18 @@ def texts_datasets_shuffled(folder: Path) -> Iterator[int]:
     return texts_datasets(folder, shuffled=True)
 
 
+def texts_datasets_by_example(folder: Path) -> Iterator[int]:
+    """As a DataLoader takes them."""
+    import datasets
+    from torch.utils.data import DataLoader
+
+    files = [str(path) for path in sorted(folder.glob("*.jsonl.zst"))]
+    dataset = datasets.load_dataset("json", data_files=files, split="train", streaming=True)
+    while True:
+        for batch in DataLoader(dataset.shuffle(seed=0, buffer_size=10_000), batch_size=256, collate_fn=list):
+            yield len(batch)
+
+
 def texts_bare(folder: Path) -> Iterator[int]:
     """Decompress and parse line by line, not shuffled."""
     import io
@@ -410,7 +423,8 @@ CONTENDERS: dict[str, dict[str, Contender]] = {
         "bare json": texts_bare,
         "iostack": texts_iostack,
         "datasets, not shuffled": texts_datasets,
-        "datasets, shuffled": texts_datasets_shuffled,
+        "datasets, shuffled by 1,000": texts_datasets_shuffled,
+        "datasets in a DataLoader, shuffled by 10,000": texts_datasets_by_example,
     },
 }
 """Work -> contender -> its generator; the first named is the reference."""
