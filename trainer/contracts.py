@@ -163,7 +163,8 @@ class Cost:
 
 Batch = dict[str, "Tensor"]
 """What an executor consumes: ``tokens`` int64[b, s], ``labels`` int64[b, s] (``IGNORED`` where there is no loss), and
-anything else by name, one row per sequence: handed to the model as keyword arguments."""
+anything else by name, one row per sequence: handed to the model as keyword arguments. Packed documents come with
+``positions`` and ``documents``, both int64[b, s]: positions restart at each document, and attention stays inside each."""
 
 IGNORED = -100
 """The label of a position that has no loss."""
@@ -279,7 +280,8 @@ class Model(Protocol):
     ``reset_parameters()`` with torch's global generator, as torch's own layers do: it is called once per module, with
     the generator seeded from the module's name, so that values do not depend on the layout.
 
-    ``features`` are words that parallelisms look for: ``"split"`` (``split`` works), ``"tied_embeddings"``.
+    ``features`` are words that parallelisms look for: ``"split"`` (``split`` works), ``"tied_embeddings"``,
+    ``"documents"`` (the call takes ``positions`` and ``documents``; without it ``data.packing`` is refused).
     """
 
     features: frozenset[str]

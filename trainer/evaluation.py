@@ -113,4 +113,7 @@ class Evaluation(Callback):
     def _padding(self, run: Run) -> dict[str, Tensor]:
         rows = run.settings.data.batch_size // run.program.data_ranks
         shape = (rows, run.settings.data.seq_len + 1)
-        return {"tokens": torch.zeros(shape, dtype=torch.int64), "valid": torch.zeros(rows, dtype=torch.bool)}
+        padding = {"tokens": torch.zeros(shape, dtype=torch.int64), "valid": torch.zeros(rows, dtype=torch.bool)}
+        if run.settings.data.packing != "none":
+            padding["position_ids"] = torch.arange(run.settings.data.seq_len).repeat(rows, 1)
+        return padding

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from iostack.packing import document_ids
 from trainer.contracts import IGNORED, Batch
 
 
@@ -19,7 +20,8 @@ def label_batch(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
     """Turn a loader's batch into what executors consume, on the device.
 
     ``tokens`` int64[b, s + 1] become tokens[:, :-1] and labels[:, 1:]. Rows where ``valid`` bool[b] is False, and
-    positions where the optional ``loss_mask`` bool[b, s] is False, get the label ``IGNORED``.
+    positions where the optional ``loss_mask`` bool[b, s] is False, get the label ``IGNORED``. The optional ``position_ids``
+    int64[b, s] of packed documents become ``positions``, and ``documents`` int64[b, s], which number them in each row.
     """
     tokens = batch["tokens"].to(device, non_blocking=True)
     labels = tokens[:, 1:]
@@ -28,7 +30,11 @@ def label_batch(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
         counted &= batch["valid"].to(device, non_blocking=True).unsqueeze(1)
     if "loss_mask" in batch:
         counted &= batch["loss_mask"].to(device, non_blocking=True)
-    return {"tokens": tokens[:, :-1].contiguous(), "labels": labels.masked_fill(~counted, IGNORED)}
+    labelled = {"tokens": tokens[:, :-1].contiguous(), "labels": labels.masked_fill(~counted, IGNORED)}
+    if "position_ids" in batch:
+        positions = batch["position_ids"].to(device, non_blocking=True)
+        labelled |= {"positions": positions, "documents": document_ids(positions)}
+    return labelled
 
 
 def count_valid(batch: Batch) -> Tensor:

@@ -147,6 +147,7 @@ def open_loader(
         list(sources),
         batch_size=data.batch_size,
         seq_len=data.seq_len,
+        packing=data.packing,
         seed=data.seed,
         rank=data_rank,
         ranks=data_ranks,
@@ -172,7 +173,7 @@ def build_model(settings: Settings, request: Request, *, vocab_size: int | None,
     """Build the program; ``vocab_size`` is what the loader knows.
 
     Raises:
-        SettingsError: the number of token ids is neither set nor known.
+        SettingsError: the number of token ids is neither set nor known, or the model cannot take packed documents.
     """
     if settings.data.vocab_size != "auto":
         vocab_size = settings.data.vocab_size
@@ -182,7 +183,7 @@ def build_model(settings: Settings, request: Request, *, vocab_size: int | None,
             hint="set it to that of the tokenizer that wrote the tokens, for instance -s data.vocab_size=50304",
         )
     train = settings.train
-    return build_program(
+    program = build_program(
         request,
         model_name=settings.model.name,
         model_options=settings.model.options,
@@ -193,3 +194,10 @@ def build_model(settings: Settings, request: Request, *, vocab_size: int | None,
         betas=train.betas,
         gradient_clip=train.gradient_clip or None,
     )
+    if settings.data.packing != "none" and "documents" not in program.resolution.facts.features:
+        raise SettingsError(
+            f"data.packing = {settings.data.packing!r}: the model {settings.model.name!r} does not keep attention inside"
+            " documents",
+            hint='set data.packing = "none", or give the model the feature "documents"',
+        )
+    return program

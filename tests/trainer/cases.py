@@ -55,7 +55,7 @@ def batch_of_step(step: int, *, data_rank: int, data_ranks: int) -> dict[str, to
     """Return this data rank's rows of a step's batch.
 
     Valid tokens are uneven over rows; in step 1 every second row is padding, so that with two data ranks one has no
-    valid token at all.
+    valid token at all. From step 2 on documents are packed.
     """
     generator = torch.Generator().manual_seed(1000 + step)
     tokens = torch.randint(0, VOCAB_SIZE, (ROWS, SEQ_LEN + 1), generator=generator)
@@ -64,6 +64,11 @@ def batch_of_step(step: int, *, data_rank: int, data_ranks: int) -> dict[str, to
     if step == 1:
         valid[1::2] = False
     whole = {"tokens": tokens, "valid": valid, "loss_mask": loss_mask}
+    if step >= 2:
+        begins = torch.rand(ROWS, SEQ_LEN, generator=generator) < 0.3
+        begins[:, 0] = True
+        counted = torch.arange(SEQ_LEN).expand(ROWS, -1)
+        whole["position_ids"] = counted - torch.where(begins, counted, 0).cummax(1).values
     return {name: tensor[data_rank::data_ranks] for name, tensor in whole.items()}
 
 

@@ -48,8 +48,17 @@ def rotate(x_BSHE: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return turned.to(x_BSHE.dtype)
 
 
+def inside_documents(documents_BS: Tensor) -> Tensor:
+    """Return bool[B, 1, S, S]: whether a position (third) attends to another: of its own document, and not after it.
+
+    It takes B * S**2 bytes, once for all layers.
+    """
+    same_BSS = documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1)
+    return same_BSS.tril().unsqueeze(1)
+
+
 class Attention(nn.Module):
-    """Attention of every position to itself and those before it. Head counts follow from the weights' shapes."""
+    """Attention of every position to itself and those before it, as far as a mask allows. Head counts follow from the weights' shapes."""
 
     def __init__(self, options: DecoderOptions) -> None:
         super().__init__()
@@ -60,7 +69,7 @@ class Attention(nn.Module):
         self.value = Projection(dim, kv_dim)
         self.output = Projection(dim, dim, residual_layers=options.layers)
 
-    def forward(self, x_BSD: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, cosine: Tensor, sine: Tensor, mask_B1SS: Tensor | None = None) -> Tensor:
         query_BSHE = rotate(self.query(x_BSD).unflatten(-1, (-1, self.head_dim)), cosine, sine)
         key_BSKE = rotate(self.key(x_BSD).unflatten(-1, (-1, self.head_dim)), cosine, sine)
         value_BSKE = self.value(x_BSD).unflatten(-1, (-1, self.head_dim))
@@ -68,7 +77,8 @@ class Attention(nn.Module):
             query_BSHE.transpose(1, 2),
             key_BSKE.transpose(1, 2),
             value_BSKE.transpose(1, 2),
-            is_causal=True,
+            attn_mask=mask_B1SS,
+            is_causal=mask_B1SS is None,
             enable_gqa=key_BSKE.shape[2] != query_BSHE.shape[2],
         )
         output_BSD: Tensor = self.output(mixed_BHSE.transpose(1, 2).flatten(2))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from trainer.model.attention import Attention, Rotary
+from trainer.model.attention import Attention, Rotary, inside_documents
 from trainer.model.layers import Embedding, FeedForward, Projection
 from trainer.model.options import DecoderOptions, parse_options
 
@@ -28,8 +28,8 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(options.dim, eps=options.norm_epsilon)
         self.feed_forward = FeedForward(options)
 
-    def forward(self, x_BSD: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cosine, sine)
+    def forward(self, x_BSD: Tensor, cosine: Tensor, sine: Tensor, mask_B1SS: Tensor | None = None) -> Tensor:
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), cosine, sine, mask_B1SS)
         hidden_BSD: Tensor = x_BSD + self.feed_forward(self.feed_forward_norm(x_BSD))
         return hidden_BSD
 
@@ -38,7 +38,8 @@ class Decoder(nn.Module):
     """A decoder, or one pipeline stage of it: ``layers`` says which blocks it holds.
 
     Maps int64 tokens [B, S] (a stage after the first: hidden states [B, S, D]) to logits [B, S, V] (a stage before the
-    last: hidden states). ``positions`` int64[B, S] overrides the positions 0 to S - 1.
+    last: hidden states). ``positions`` int64[B, S] overrides the positions 0 to S - 1; attention stays
+    inside runs of equal ``documents`` int64[B, S].
     """
 
     def __init__(self, options: DecoderOptions, *, vocab_size: int, seq_len: int, layers: range | None = None) -> None:
@@ -46,7 +47,7 @@ class Decoder(nn.Module):
         self.options, self.vocab_size, self.seq_len = options, vocab_size, seq_len
         held = layers if layers is not None else range(options.layers)
         self.is_first, self.is_last = held.start == 0, held.stop == options.layers
-        self.features = frozenset({"split"} | ({"tied_embeddings"} if options.tied_embeddings else set()))
+        self.features = frozenset({"split", "documents"} | ({"tied_embeddings"} if options.tied_embeddings else set()))
         if self.is_first or (self.is_last and options.tied_embeddings):
             self.embedding = Embedding(vocab_size, options.dim)
         self.rotary = Rotary(options.head_dim, seq_len, options.rope_theta)
@@ -56,11 +57,12 @@ class Decoder(nn.Module):
         if self.is_last and not options.tied_embeddings:
             self.head = Projection(options.dim, vocab_size)
 
-    def forward(self, x: Tensor, *, positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         x_BSD: Tensor = self.embedding(x) if self.is_first else x
         cosine, sine = self.rotary(x_BSD.shape[1], positions)
+        mask_B1SS = None if documents is None else inside_documents(documents)
         for layer in self.layers.values():
-            x_BSD = layer(x_BSD, cosine, sine)
+            x_BSD = layer(x_BSD, cosine, sine, mask_B1SS)
         if not self.is_last:
             return x_BSD
         normed_BSD: Tensor = self.norm(x_BSD)

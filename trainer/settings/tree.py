@@ -104,6 +104,10 @@ class DataSettings(Section):
     """Tokens per sequence. Decides the order of samples; longer sequences cost memory and quadratic attention."""
     batch_size: Count = 32
     """Sequences per step over all ranks. The data ranks and the microbatches must divide it."""
+    packing: Literal["none", "split", "best_fit"] = "none"
+    """How documents become sequences. ``"none"``: token shards and text are cut as they come. ``"split"``: documents are
+    shuffled, joined and cut, and attention stays inside each. ``"best_fit"``: whole documents, with a little padding.
+    Decides the order of samples."""
     seed: int = 0
     """Seed of the order of samples. Change it for another order of the same corpus."""
     tokenizer: str = "bytes"

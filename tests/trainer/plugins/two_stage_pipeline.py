@@ -53,7 +53,8 @@ class OneForwardOneBackward:
 
         self.scale, losses = scale, []
         inputs = (batch["tokens"],) if self.is_first else ()
-        method(*inputs, **({"target": batch["labels"], "losses": losses} if self.is_last else {}))
+        extras = {name: tensor for name, tensor in batch.items() if name not in ("tokens", "labels")}
+        method(*inputs, **extras, **({"target": batch["labels"], "losses": losses} if self.is_last else {}))
         return torch.stack(losses).sum().detach() / scale if losses else torch.zeros((), device=batch["tokens"].device)
 
     def run(self, batch, *, scale):

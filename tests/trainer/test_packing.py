@@ -1,0 +1,71 @@
+"""A packed sequence trains as its documents do one by one: the same loss and the same gradients."""
+
+from __future__ import annotations
+
+from itertools import islice, pairwise
+from pathlib import Path
+
+import corpora
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import iostack
+from iostack.packing import cu_seqlens
+from tests.trainer.test_decoder import decoder
+from trainer.loss import count_valid, cross_entropy_sum, label_batch
+from trainer.model.decoder import Decoder
+
+VOCAB_SIZE, SEQ_LEN = 17, 9
+
+
+def _gradients(model: Decoder) -> dict[str, Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("packing", ["split", "best_fit"])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_a_packed_batch_has_the_loss_and_gradients_of_its_documents(
+    tmp_path: Path, packing: str, kv_heads: int
+) -> None:
+    random = np.random.default_rng(0)
+    documents = [[random.integers(1, VOCAB_SIZE, n).tolist()] for n in random.integers(0, 14, 60)]
+    corpora.write_tokens(tmp_path / "a", documents)
+    model = decoder(kv_heads=kv_heads)
+    with iostack.Loader(iostack.open_corpus(tmp_path), batch_size=4, seq_len=SEQ_LEN, packing=packing) as loader:
+        for batch in islice(loader, 3):
+            labelled = label_batch(batch, torch.device("cpu"))
+            tokens, labels = labelled.pop("tokens"), labelled.pop("labels")
+            packed, _ = cross_entropy_sum(model(tokens, **labelled), labels)
+            packed.backward()
+            gradients = _gradients(model)
+            one_by_one = torch.zeros((), dtype=torch.float64)
+            bounds = cu_seqlens(batch["position_ids"])[0].tolist()
+            for start, stop in pairwise(bounds):
+                alone, targets = tokens.flatten()[start:stop].unsqueeze(0), labels.flatten()[start:stop].unsqueeze(0)
+                loss, _ = cross_entropy_sum(model(alone), targets)
+                loss.backward()
+                one_by_one += loss.detach()
+            assert count_valid({"labels": labels}) > 0
+            assert packed.item() == pytest.approx(one_by_one.item(), abs=1e-10)
+            for name, gradient in _gradients(model).items():
+                assert (gradient - gradients[name]).abs().max().item() <= 1e-10, name
+
+
+def test_tokens_of_another_document_change_nothing() -> None:
+    model = decoder()
+    tokens = torch.arange(8).unsqueeze(0)
+    positions = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2]])
+    inputs = label_batch(
+        {"tokens": torch.cat([tokens, tokens[:, :1]], 1), "position_ids": positions}, torch.device("cpu")
+    )
+    changed = tokens.clone()
+    changed[0, 3:5] = 16
+    extras = {name: inputs[name] for name in ("positions", "documents")}
+    before, after = model(tokens, **extras), model(changed, **extras)
+    torch.testing.assert_close(before[0, :3], after[0, :3], rtol=0, atol=0)
+    torch.testing.assert_close(before[0, 5:], after[0, 5:], rtol=0, atol=0)
+    assert not torch.allclose(before[0, 3:5], after[0, 3:5])
