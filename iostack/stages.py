@@ -64,6 +64,11 @@ class Tally:
         self.samples[stage] = self.samples.get(stage, 0) + samples
         self.bytes[stage] = self.bytes.get(stage, 0) + num_bytes
 
+    def take(self, other: Tally) -> None:
+        """Become what ``other`` is: the work was done by another process, and its tally came with the result."""
+        self.busy_s, self.waited_s = other.busy_s, other.waited_s
+        self.samples, self.bytes, self.brought = other.samples, other.bytes, other.brought
+
     def wait(self, waited_s: float, other: Tally) -> None:
         """Put down that this work waited for that of ``other``: each stage gets the share that it had of that work."""
         for stage, share_s in shared_out(waited_s, other).items():

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from iostack.corpus.contracts import (
 )
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import detect, format_named
-from iostack.corpus.manifest import Manifest, manifest_of
+from iostack.corpus.manifest import Manifest, load_manifest, manifest_of
 from iostack.corpus.mapping import allow_many_files
 from iostack.corpus.place import Place
 from iostack.errors import CorpusError, FormatError, ShardError, UsageError
@@ -198,6 +199,11 @@ class Corpus:
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (*self._place.arguments, self.format.name, self.columns)
 
+    def address(self) -> CorpusAddress:
+        """Return what another process opens the same corpus by, shard for shard, without listing it anew."""
+        manifest = b"" if self.indexed else self.manifest.to_bytes()
+        return CorpusAddress(*self._place.arguments, self.format.name, self.columns, self.fingerprint, manifest)
+
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         if self.manifest.samples is None:
@@ -241,6 +247,33 @@ def _as_columns(columns: Sequence[str] | None) -> Columns:
 
 def _reopen(uri: str, folder: Path, options: dict[str, Any], format: str, columns: Columns) -> Corpus:
     return open_corpus(uri, format=format, columns=columns, cache_dir=folder, **options)
+
+
+@dataclass(frozen=True)
+class CorpusAddress:
+    """A corpus as values; it pickles. ``options`` may hold credentials. ``manifest`` is empty where one was read."""
+
+    uri: str
+    folder: Path
+    options: dict[str, Any]
+    format: str
+    columns: Columns
+    fingerprint: str
+    manifest: bytes
+
+    def open(self) -> Corpus:
+        """Open the corpus.
+
+        Raises:
+            CorpusError: it is another one by now.
+        """
+        if self.manifest:
+            place = Place(self.uri, self.folder, self.options)
+            return Corpus(place, format_named(self.format), load_manifest(self.manifest, source=place.uri))
+        corpus = open_corpus(self.uri, format=self.format, columns=self.columns, cache_dir=self.folder, **self.options)
+        if corpus.fingerprint != self.fingerprint:
+            raise CorpusError(f"{corpus.uri} was indexed anew since it was opened", hint="start again")
+        return corpus
 
 
 def _cheap_counts(format: Format, shards: Sequence[Shard], origin: Origin) -> list[Counts | None]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from iostack.loader.state import Cursors
+
+if TYPE_CHECKING:  # worker processes import this, and start without torch
+    import torch
 
 
 class Column(NamedTuple):
@@ -68,6 +70,8 @@ class Buffers:
 
     def batches(self) -> list[dict[str, torch.Tensor]]:
         """Return the columns of each batch, as tensors over this memory."""
+        import torch
+
         names = tuple(self.arrays)
         split = (
             torch.from_numpy(array).view(self.num_batches, self.rows, *array.shape[1:]).unbind(0)

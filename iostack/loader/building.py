@@ -26,7 +26,7 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
         slots = _slots(sequence_columns(plan.seq_len, packed=plan.packing != "none"), reading, schedule)
         reading = _beside(slots.bytes * SLOTS, reading)
         sequences = [_sequence_source(source, reading) for source in plan.sources]
-        return SequenceBatches(schedule, sequences, reading.meter, slots, ends_by_data=reading.ends_by_data)
+        return SequenceBatches(schedule, sequences, reading, slots)
     mean_batch_bytes = _mean_batch_bytes(plan, schedule)
     reading = _beside(mean_batch_bytes, reading)
     samples = [_sample_source(source, reading) for source in plan.sources]

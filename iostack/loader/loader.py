@@ -24,6 +24,7 @@ from iostack.errors import PlanError, StateError, UsageError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.building import build_batches
 from iostack.loader.device import LoadedBatch, find_device, to_device
+from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.memory import memory_of
 from iostack.loader.meter import Meter, StageFigures
 from iostack.loader.named import TransformSpec
@@ -32,7 +33,9 @@ from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
 from iostack.loader.reading import Reading
 from iostack.loader.scheduling import make_schedule
 from iostack.loader.skip_list import SkipSpec
+from iostack.loader.slow_samples import SlowSample, SlowSamples
 from iostack.loader.state import Cursors, State, make_state, read_state
+from iostack.loader.watch import KeepSlow
 from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
 
@@ -75,6 +78,9 @@ class Loader(IterableDataset[Batch]):
             a quarter of what the machine, its cgroup and the limit of addresses allow, shared by the ranks of the machine.
         pinned_memory: bytes of it that may be pinned, for CUDA devices; by default a half.
         threads: for decoding; by default up to 4.
+        workers: processes that read, transform and tokenise instead of threads: for Python transforms that hold the GIL.
+            Transforms must be importable by name. Token shards are read here in any case.
+        transform_timeout_s: a worker that transforms one sample for longer is killed, and the sample is bad.
         max_bad_samples: how many bad samples may be met before it is an error.
 
     Raises:
@@ -106,15 +112,18 @@ class Loader(IterableDataset[Batch]):
         memory: int | str | None = None,
         pinned_memory: int | str | None = None,
         threads: int | None = None,
+        workers: int = 0,
+        transform_timeout_s: float = 600.0,
         max_bad_samples: int = 1000,
     ) -> None:
         super().__init__()
         if seq_len is not None and seq_len < 1:
             raise PlanError(f"seq_len must be at least 1, not {seq_len}")
         threads = threads if threads is not None else min(4, os.cpu_count() or 1)
-        if threads < 1 or max_bad_samples < 0:
+        if threads < 1 or min(max_bad_samples, workers) < 0 or not transform_timeout_s > 0:
             raise PlanError(
-                f"threads ({threads}) must be at least 1, and max_bad_samples ({max_bad_samples}) at least 0"
+                f"threads ({threads}) must be at least 1, max_bad_samples ({max_bad_samples}) and workers ({workers}) at"
+                f" least 0, and transform_timeout_s ({transform_timeout_s}) above 0"
             )
         sources = as_sources(corpus)
         epochs = _epochs_of_the_pass(sources, epochs)
@@ -145,16 +154,30 @@ class Loader(IterableDataset[Batch]):
         self._device = find_device(device)
         self._memory = memory_of(memory, pinned_memory)
         self._schedule = make_schedule(self.plan, topology, epochs)
+        self._slow_samples = SlowSamples(self.plan.shard_name)
+        elsewhere = None
+        if workers and any(source.kind not in ("tokens", "documents") for source in self.plan.sources):
+            elsewhere = Elsewhere(
+                self.plan,
+                workers,
+                bad_samples=self.bad_samples,
+                slow_samples=self._slow_samples,
+                meter=self.meter,
+                transform_timeout_s=transform_timeout_s,
+            )
         reading = Reading(
             plan=self.plan,
             meter=self.meter,
             own_lanes=own_lanes(topology, self.plan.lanes),
             bad_samples=self.bad_samples,
+            watch=KeepSlow(self._slow_samples),
             epochs=epochs,
             lookahead_bytes=parse_bytes(lookahead_bytes) // len(sources),
             memory=self._memory,
             pinned=self._device.type == "cuda",
-            threads=threads,
+            threads=elsewhere.num_threads if elsewhere else threads,
+            elsewhere=elsewhere,
+            slack_s=elsewhere.slack_s if elsewhere else 0.0,
         )
         self._batches = build_batches(reading, self._schedule)
 
@@ -239,6 +262,10 @@ class Loader(IterableDataset[Batch]):
     def stages(self) -> dict[str, StageFigures]:
         """Return what each stage has done so far, and its part of ``data_wait_s``; in any thread. See ``iostack.stages``."""
         return self.meter.figures()
+
+    def slow_samples(self) -> list[SlowSample]:
+        """Return the samples whose transforms took longest so far, slowest first, at most ten."""
+        return self._slow_samples.slowest()
 
     def state_dict(self) -> State:
         """Return where the loader is after the last batch handed out; merge those of all ranks with ``merge_states``."""

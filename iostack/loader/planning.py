@@ -53,7 +53,8 @@ class PlannedSource:
     """A source with all that decides its order. ``kind`` is tokens, documents (of token shards), text, rows or unindexed.
 
     ``counts`` is int64[S]: what the plan permutes, of each shard (sequences or rows; -1 where not known). ``unit_bytes``
-    is about what a unit takes uncompressed. After ``epochs`` a source of a mix is used up.
+    is about what a unit takes uncompressed. ``tokenizer_choice`` is what named the tokenizer, if anything did. After
+    ``epochs`` a source of a mix is used up.
     """
 
     corpus: Corpus
@@ -68,6 +69,7 @@ class PlannedSource:
     unit_rows: int = 0
     unit_bytes: float = 0
     tokenizer: Tokenizer | None = None
+    tokenizer_choice: str = ""
     text_column: str = ""
     epochs: int | None = None
     skip: SkipList = field(default_factory=SkipList)
@@ -121,6 +123,10 @@ class LoaderPlan:
     fingerprint: str = field(default="")
     phases: tuple[Phase, ...] = ()
     skip: SkipList = field(default_factory=SkipList)
+
+    def shard_name(self, source: int, shard: int) -> str:
+        """Return the URI of a shard of a source, without credentials."""
+        return self.sources[source].corpus.shard_name(shard)
 
     def fields(self) -> dict[str, Any]:
         """Return the plan field by field, JSON-safe; two loaders with equal fields and fingerprint agree on all samples."""
@@ -277,6 +283,7 @@ def _plan_source(
         unit_rows=unit_rows,
         unit_bytes=text_bytes / num_units,
         tokenizer=None if holds_tokens else find_tokenizer(tokenizer),
+        tokenizer_choice=tokenizer if isinstance(tokenizer, str) else "",
         text_column="" if holds_tokens else text_column,
     )
 

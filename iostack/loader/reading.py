@@ -6,29 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iostack.loader.bad_samples import BadSamples
+from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.memory import Memory
 from iostack.loader.meter import Meter
 from iostack.loader.planning import LoaderPlan
+from iostack.loader.watch import Watch
 
 
 @dataclass(frozen=True)
 class Reading:
     """What the sources of one loader share.
 
-    ``meter`` takes what they do; ``own_lanes`` are those that this rank reads, ``epochs`` bounds a finite pass,
-    ``lookahead_bytes`` is what each source may hold before it is needed, ``memory`` what the loader may hold in all, ``pinned``
-    says whether blocks lie in pinned memory, ``threads`` are those that decode.
+    ``meter`` takes what they do, ``watch`` which samples they do it with; ``own_lanes`` are those that this rank reads,
+    ``epochs`` bounds a finite pass, ``lookahead_bytes`` is what each source may hold before it is needed, ``memory`` what the
+    loader may hold in all, ``pinned`` says whether blocks lie in pinned memory, ``threads`` are those that decode, or that
+    wait for the worker processes of ``elsewhere``; ``slack_s`` is how much longer work may take there, since a worker that
+    hangs is replaced.
     """
 
     plan: LoaderPlan
     meter: Meter
     own_lanes: Sequence[int]
     bad_samples: BadSamples
+    watch: Watch
     epochs: int | None
     lookahead_bytes: int
     memory: Memory
     pinned: bool
     threads: int
+    elsewhere: Elsewhere | None = None
+    slack_s: float = 0.0
 
     @property
     def ends_by_data(self) -> bool:

@@ -37,7 +37,7 @@ class IndexedRows(IndexedSource):
         super().__init__(Residency(source.corpus, reading.lookahead_bytes, reading.meter))
         self._plan = source.indexed_plan(reading.plan.lanes)
         self.number = source.number
-        self.reader = RowReader(source, self.residency, reading.bad_samples, self._plan)
+        self.reader = RowReader(source, self.residency, reading.bad_samples, reading.watch, self._plan)
 
     def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
         """Return the part of one batch; nothing is read yet."""
@@ -52,7 +52,7 @@ class UnindexedRows(StreamedSource[RowUnit]):
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
         plan = source.unit_plan(reading.plan.lanes)
-        self.reader = RowReader(source, residency, reading.bad_samples, plan)
+        self.reader = RowReader(source, residency, reading.bad_samples, reading.watch, plan)
         units = UnitSource(
             plan,
             partial(load_row_unit, residency, source),
@@ -62,6 +62,7 @@ class UnindexedRows(StreamedSource[RowUnit]):
             epochs=reading.epochs,
             lookahead_units=max(1, int(reading.lookahead_bytes // max(source.unit_bytes, 1))),
             threads=reading.threads,
+            slack_s=reading.slack_s,
             begin=lambda outputs: None,
             why_nothing=lambda told: PlanError(
                 f"{source.corpus.uri} holds no samples: all its shards are empty, or all is skipped ({told})",

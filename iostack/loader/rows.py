@@ -15,6 +15,7 @@ from iostack.loader.residency import Residency
 from iostack.loader.schedule import Int64s
 from iostack.loader.tasks import RowsTask, UnitRow
 from iostack.loader.transforming import Transforming
+from iostack.loader.watch import Watch, read_watched
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.keyed import derive_key, permutation
@@ -28,11 +29,17 @@ class RowReader:
     """Reads samples of one corpus with their transforms applied; thread-safe."""
 
     def __init__(
-        self, source: PlannedSource, residency: Residency, bad_samples: BadSamples, plan: IndexedPlan | UnitPlan
+        self,
+        source: PlannedSource,
+        residency: Residency,
+        bad_samples: BadSamples,
+        watch: Watch,
+        plan: IndexedPlan | UnitPlan,
     ) -> None:
         self.residency = residency
         self.number = source.number
-        self._transforming = Transforming(source)
+        self._transforming = Transforming(source, number=source.number, watch=watch)
+        self._watch = watch
         self._bad_samples = bad_samples
         self._plan = plan
         self._load = partial(load_row_unit, residency, source)
@@ -62,12 +69,13 @@ class RowReader:
         return good, row_identities(self.number, shards, rows)
 
     def _read(self, shard: int, rows: list[int]) -> Sequence[Sample | Exception]:
+        self._watch.reading(self.number, shard, -1)
         reader = self.residency.reader(shard)
         num_bytes = self.residency.stored_bytes(shard, len(rows))
         label = partial(self.residency.corpus.shard_name, shard)
         try:
             with stage("read", samples=len(rows), num_bytes=num_bytes, label=label):
-                return reader.read(rows)
+                return read_watched(reader.read, self._watch, self.number, shard, rows)
         except IostackError:
             raise
         except Exception as error:

@@ -62,10 +62,13 @@ class SampleBatches:
     ) -> None:
         self._schedule = schedule
         self._sources = sources
+        self._elsewhere = reading.elsewhere
+        self._slack_s = reading.slack_s
         self._ends_by_data = reading.ends_by_data
         self._threads = Threads(reading.threads, "decode")
         lookahead_bytes = reading.lookahead_bytes * len(sources)
-        self._ahead = max(_LEAST_AHEAD, min(_MOST_AHEAD, lookahead_bytes // max(mean_batch_bytes, 1)))
+        least = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
+        self._ahead = max(least, min(_MOST_AHEAD, lookahead_bytes // max(mean_batch_bytes, 1)))
         self._meter = reading.meter
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
@@ -73,11 +76,15 @@ class SampleBatches:
 
         No thread runs when it is closed.
         """
+        if self._elsewhere:
+            self._elsewhere.start()
         try:
             for source in self._sources:
                 source.restore(cursors, position % self._schedule.lanes)
             yield from self._meter.consumed(self._read_ahead(self._planned(position, end)))
         finally:
+            if self._elsewhere:
+                self._elsewhere.stop()
             self._threads.close()
             for source in self._sources:
                 source.stop()
@@ -104,7 +111,7 @@ class SampleBatches:
                 for source, draws in zip(self._sources, block.draws)
                 if len(draws.places)
             ]
-            deadline_s = patience_s(sum(part.shard_bytes for part in parts))
+            deadline_s = patience_s(sum(part.shard_bytes for part in parts)) + self._slack_s
             task = BatchTask(position, valid, [(part.places, part.task) for part in parts])
             run = partial(self._load, task, position + topology.batch_size, cursors)
             work = Work(position, deadline_s, run)
@@ -121,7 +128,8 @@ class SampleBatches:
                 return
 
     def _load(self, task: BatchTask, next_position: int, cursors: Cursors) -> LoadedBatch:
-        return LoadedBatch(as_tensors(assemble(task, self._read)), next_position, cursors)
+        columns = self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read)
+        return LoadedBatch(as_tensors(columns), next_position, cursors)
 
     def _read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
         return self._sources[task.number].reader.read(task)

@@ -18,7 +18,7 @@ import numpy as np
 from iostack.errors import PlanError
 from iostack.loader.buffers import Buffers
 from iostack.loader.device import LoadedBatch
-from iostack.loader.meter import Meter
+from iostack.loader.reading import Reading
 from iostack.loader.schedule import Draws, Schedule
 from iostack.loader.slots import Slots
 from iostack.loader.sources import Source
@@ -51,20 +51,13 @@ class SequenceSource(Source, Protocol):
 class SequenceBatches:
     """All batches of a loader of sequences, in order, from any position on."""
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        sources: Sequence[SequenceSource],
-        meter: Meter,
-        slots: Slots,
-        *,
-        ends_by_data: bool,
-    ) -> None:
+    def __init__(self, schedule: Schedule, sources: Sequence[SequenceSource], reading: Reading, slots: Slots) -> None:
         self._schedule = schedule
+        self._elsewhere = reading.elsewhere
         self._sources = sources
-        self._meter = meter
+        self._meter = reading.meter
         self._slots = slots
-        self._ends_by_data = ends_by_data
+        self._ends_by_data = reading.ends_by_data
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
         """Yield the batches from ``position`` on; ``end`` is the first position that is only padding, if known.
@@ -72,6 +65,8 @@ class SequenceBatches:
         No thread runs when it is closed. Where the data says when a pass ends, blocks are one batch: what a larger one
         held beyond the end would be tokenised for nothing.
         """
+        if self._elsewhere:
+            self._elsewhere.start()
         try:
             for source in self._sources:
                 source.restore(cursors, position % self._schedule.lanes)
@@ -79,6 +74,8 @@ class SequenceBatches:
                 yield from self._split(buffers, position)
                 position += buffers.num_batches * self._schedule.topology.batch_size
         finally:
+            if self._elsewhere:
+                self._elsewhere.stop()
             for source in self._sources:
                 source.stop()
             self._slots.clear()

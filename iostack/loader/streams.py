@@ -38,7 +38,7 @@ class UnitSource(Generic[Given]):
 
     ``load`` turns a unit into its outputs and runs in pool threads; ``begin`` is told of the outputs when a lane comes to
     them. ``epochs`` bounds a finite pass. Units are loaded ahead in the order in which lanes will need them,
-    ``lookahead_units`` at a time. ``why_nothing`` gives the error where no unit gives any output.
+    ``lookahead_units`` at a time, each for as long as its bytes and ``slack_s`` allow. ``why_nothing`` gives the error where no unit gives any output.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class UnitSource(Generic[Given]):
         epochs: int | None,
         lookahead_units: int,
         threads: int,
+        slack_s: float = 0.0,
         begin: Callable[[Given], None],
         why_nothing: Callable[[str], IostackError],
     ) -> None:
@@ -63,6 +64,7 @@ class UnitSource(Generic[Given]):
         self._corpus = corpus
         self._streams: dict[int, LaneStream[Given]] = {}
         self._threads = Threads(threads, "unit")
+        self._slack_s = slack_s
         self._lookahead_units = lookahead_units
         self._coming: deque[tuple[int, int]] = deque()
         self._ahead: dict[tuple[int, int], Pending[Given]] = {}
@@ -99,7 +101,7 @@ class UnitSource(Generic[Given]):
             self._coming.append((lane, draw + 1))
         self._load_ahead()
         outputs = pending.result(
-            deadline_s=patience_s(int(self._corpus.manifest.bytes[unit.shard])),
+            deadline_s=patience_s(int(self._corpus.manifest.bytes[unit.shard])) + self._slack_s,
             awaited=lambda: self._name(unit),
         )
         self._begin(outputs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -16,20 +16,25 @@ from iostack.corpus.contracts import Sample
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
-from iostack.loader.buffers import Buffers
+from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.packed import BadRow, Packer, UnitSequences, write_outputs
 from iostack.loader.pieces import Tokens
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
 from iostack.loader.schedule import Draws, Int64s
-from iostack.loader.sequences import Fill
 from iostack.loader.sources import StreamedSource
 from iostack.loader.streams import UnitSource
+from iostack.loader.tasks import UnitTask
 from iostack.loader.transforming import Transforming
+from iostack.loader.watch import Watch, read_watched
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.units import Unit
 from iostack.stages import stage
+
+if TYPE_CHECKING:  # these import torch, and worker processes read units without it
+    from iostack.loader.buffers import Buffers
+    from iostack.loader.sequences import Fill
 
 _DOCUMENT_ORDER = 5
 _LOADED_BYTES_PER_TEXT_BYTE = 4
@@ -43,18 +48,19 @@ class TextSource(StreamedSource[UnitSequences]):
         plan = reading.plan
         assert plan.seq_len is not None
         residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
-        reader = TextReader(source, residency, reading.bad_samples, seq_len=plan.seq_len)
+        reader = TextReader(source, residency, reading.bad_samples, reading.watch, seq_len=plan.seq_len)
         unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
         units = UnitSource(
             source.unit_plan(plan.lanes),
-            reader.load,
+            partial(_load_there, reading.elsewhere, source.number) if reading.elsewhere else reader.load,
             corpus=source.corpus,
             meter=reading.meter,
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
             lookahead_units=max(1, reading.lookahead_bytes // unit_bytes),
             threads=reading.threads,
-            begin=reader.report_bad_rows,
+            slack_s=reading.slack_s,
+            begin=reader.begin,
             why_nothing=reader.why_nothing,
         )
         super().__init__(source.number, residency, units)
@@ -67,6 +73,11 @@ class TextSource(StreamedSource[UnitSequences]):
         write_outputs(self.take(Draws(places, positions[part])), self.number, places, buffers)
 
 
+def _load_there(elsewhere: Elsewhere, number: int, unit: Unit) -> UnitSequences:
+    loaded: UnitSequences = elsewhere.do(UnitTask(number, unit))
+    return loaded
+
+
 class _NoSuchColumn(SampleError):
     """A sample without the column of text; where no row of a unit has it, the setting is wrong, not the samples."""
 
@@ -74,12 +85,16 @@ class _NoSuchColumn(SampleError):
 class TextReader:
     """Turns units of documents into sequences; thread-safe."""
 
-    def __init__(self, source: PlannedSource, residency: Residency, bad_samples: BadSamples, *, seq_len: int) -> None:
+    def __init__(
+        self, source: PlannedSource, residency: Residency, bad_samples: BadSamples, watch: Watch, *, seq_len: int
+    ) -> None:
         assert source.tokenizer is not None
         self.residency = residency
         self.tokenizer = source.tokenizer
         self.seq_len = seq_len
-        self._transforming = Transforming(source)
+        self._transforming = Transforming(source, number=source.number, watch=watch)
+        self._watch = watch
+        self._source_number = source.number
         self._bad_samples = bad_samples
         self._packer = Packer(source.packing, seq_len, source.seed, source.number, source.skip)
         self._seed = source.seed
@@ -92,16 +107,16 @@ class TextReader:
         texts, bad_rows = self._texts(unit)
         order = permutation(derive_key(self._seed, _DOCUMENT_ORDER, unit.epoch, unit.number), len(texts))
         tokens, lengths = self._joined([texts[row] for row in order.tolist()], unit)
-        self._most_tokens_seen = max(self._most_tokens_seen, len(tokens))
         sequences = self._packer.pack(unit, tokens, np.cumsum(lengths) - lengths, lengths)
         return replace(sequences, bad_rows=bad_rows)
 
-    def report_bad_rows(self, outputs: UnitSequences) -> None:
-        """Report the bad samples of a unit that a lane comes to.
+    def begin(self, outputs: UnitSequences) -> None:
+        """Be told of a unit that a lane comes to: its bad samples are reported now.
 
         Raises:
             SubstitutionError: the budget is exceeded.
         """
+        self._most_tokens_seen = max(self._most_tokens_seen, len(outputs.tokens))
         if not outputs.bad_rows:
             return
         self._first_bad = self._first_bad or outputs.bad_rows[0].error
@@ -149,6 +164,7 @@ class TextReader:
 
     def _texts(self, unit: Unit) -> tuple[list[str], list[BadRow]]:
         """Return the texts of a unit, another of them in the place of each bad one; none where all are bad."""
+        self._watch.reading(self._source_number, unit.shard, -1)
         reader = self.residency.reader(unit.shard)
         stop = reader.counts.samples if unit.num_rows < 0 else unit.first_row + unit.num_rows
         if stop > reader.counts.samples:
@@ -163,7 +179,7 @@ class TextReader:
         label = partial(_rows_of, self.residency.corpus, unit)
         num_bytes = self.residency.stored_bytes(unit.shard, len(rows))
         with stage("read", samples=len(rows), num_bytes=num_bytes, label=label):
-            samples = reader.read(rows)
+            samples = read_watched(reader.read, self._watch, self._source_number, unit.shard, rows)
         with stage("decode", samples=len(rows), num_bytes=num_bytes, label=label):
             texts = [self._text(sample, unit, row) for row, sample in zip(rows, samples, strict=True)]
         if len(texts) > 1 and all(isinstance(text, _NoSuchColumn) for text in texts):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time as clock
 from collections.abc import Sequence
 from typing import Protocol
 
 from iostack.corpus.contracts import KeyedTransform, Sample, Transform
 from iostack.corpus.corpus import Corpus
 from iostack.errors import CacheError, IostackError, OriginError, PluginError, SampleError
+from iostack.loader.watch import Watch
 from iostack.plan.keyed import derive_key
 
 _TRANSFORM = 9
@@ -26,9 +28,11 @@ class Transformed(Protocol):
 
 
 class Transforming:
-    """The transforms of one source; thread-safe if they are."""
+    """The transforms of one source; thread-safe if they are. ``watch`` is told of each sample."""
 
-    def __init__(self, source: Transformed) -> None:
+    def __init__(self, source: Transformed, *, number: int = 0, watch: Watch | None = None) -> None:
+        self._watch = watch
+        self._number = number
         self._corpus = source.corpus
         self._seed = source.seed
         self._transforms = [(each, each if isinstance(each, KeyedTransform) else None) for each in source.transforms]
@@ -39,8 +43,12 @@ class Transforming:
         Raises:
             OriginError, CacheError, PluginError: storage or memory failed a transform; the sample may well be good.
         """
-        if isinstance(sample, Exception):
+        if isinstance(sample, Exception) or not self._transforms:
             return sample
+        place = (self._number, shard, row)
+        if self._watch and (refusal := self._watch.begin(place)):
+            return SampleError(refusal)
+        started = clock.perf_counter()
         try:
             for number, (transform, keyed) in enumerate(self._transforms):
                 if keyed is None:
@@ -59,6 +67,9 @@ class Transforming:
                 f"{told}: {type(error).__name__}: {error}",
                 hint="storage or memory failed, which does not make a sample bad: look at what the transform opens",
             ) from error
+        finally:
+            if self._watch:
+                self._watch.end(place, clock.perf_counter() - started)
         return sample
 
 
