@@ -26,10 +26,14 @@ Label = str | Callable[[], str]
 
 
 class SpanSink(Protocol):
-    """Takes the spans of a tally; ``iostack.loader.trace`` writes them to a file. Thread-safe."""
+    """Takes the spans of tallies; ``iostack.loader.trace`` writes them to a file. Thread-safe."""
 
     def span(self, name: str, started: float, ended: float, label: Label | None) -> None:
         """Take what this thread did from one reading of ``time.perf_counter`` to another."""
+        ...
+
+    def counter(self, name: str, value: int) -> None:
+        """Take a figure as it is now."""
         ...
 
 

@@ -14,6 +14,7 @@ from trainer.callbacks import build_callbacks
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.exchange import Exchange
 from trainer.metrics import JsonLines, metrics_line
+from trainer.observing import serve_metrics, trace_path
 from trainer.optimizer import learning_rate
 from trainer.progress import RunProgress
 from trainer.recorder import Recorder
@@ -71,6 +72,7 @@ def run_training(
         data_ranks=request.data_ranks,
         device=device,
         saved=saved.loader if saved else None,
+        trace=trace_path(settings.metrics, world.rank),
     )
     _refuse_too_many_steps(settings.train.steps, loader.num_steps)
     program = build_model(settings, request, vocab_size=loader.vocab_size, device=device)
@@ -87,7 +89,8 @@ def run_training(
     stop_signal = 0
     if step < settings.train.steps:
         stop = StopRequest(is_quiet=world.rank != 0, is_one_of_several=world.size > 1)
-        with _callbacks_around(run), _metrics_file(run) as lines, progress, stop:
+        serving = serve_metrics(settings.metrics, world)
+        with serving, _callbacks_around(run), _metrics_file(run) as lines, progress, stop:
             checkpoints.begin({})
             if folder:
                 folder.write_settings(plain_settings(settings))
@@ -140,7 +143,7 @@ def _train(run: Run, saver: Saver, lines: JsonLines | None, stop: StopRequest, h
             heartbeat.step = run.step
         if lines:
             lines.write(metrics_line(metrics))
-        run.progress.show(metrics)
+        run.progress.show(metrics, loader.stages)
         for callback in run.callbacks:
             callback.on_step_end(run, metrics)
         if asked.save or asked.stop_signal or run.step == settings.steps:

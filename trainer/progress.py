@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from iostack.loader.meter import StageFigures
 from trainer.metrics import StepMetrics
+from trainer.observing import Waits
 
 _LOG_EVERY_S = 5.0
 
@@ -22,6 +25,7 @@ class RunProgress:
         self._is_shown = is_shown
         self._last_logged = time.monotonic()
         self._since: list[StepMetrics] = []
+        self._waits = Waits()
         self._bar: Progress | None = None
         self._task = TaskID(0)
         console = Console(stderr=True)
@@ -52,8 +56,8 @@ class RunProgress:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
 
-    def show(self, metrics: StepMetrics) -> None:
-        """Take note of a step; log it if it is the first, the last, or the last log line is some seconds old."""
+    def show(self, metrics: StepMetrics, stages: Callable[[], Mapping[str, StageFigures]]) -> None:
+        """Take note of a step, and of what ``stages()`` of this rank's loader are by then; log it if it is the first, the last, or the last log line is some seconds old."""
         if not self._is_shown:
             return
         self._since.append(metrics)
@@ -63,12 +67,13 @@ class RunProgress:
         now = time.monotonic()
         is_edge = metrics.step in (1, self._total_steps)
         if is_edge or now - self._last_logged >= _LOG_EVERY_S:
-            self.say(self._log_line(metrics, elapsed_s=now - self._last_logged))
+            slowest = self._waits.slowest_since({name: figures.wait_s for name, figures in stages().items()})
+            self.say(self._log_line(metrics, slowest, elapsed_s=now - self._last_logged))
             self._since.clear()
             self._last_logged = now
 
-    def _log_line(self, metrics: StepMetrics, *, elapsed_s: float) -> str:
-        """Speed and waiting since the last line; ``elapsed_s`` also counts saves and evaluations."""
+    def _log_line(self, metrics: StepMetrics, slowest: str | None, *, elapsed_s: float) -> str:
+        """Speed and waiting since the last line, and the stage that was waited for most; ``elapsed_s`` also counts saves and evaluations."""
         seconds = sum(step.seconds for step in self._since)
         wait_share = sum(step.data_wait_s for step in self._since) / seconds
         tokens_per_s = sum(step.tokens for step in self._since) / seconds
@@ -77,7 +82,7 @@ class RunProgress:
             f"step {metrics.step}/{self._total_steps}",
             f"loss {metrics.loss:.4f}",
             f"{_short(tokens_per_s)} tokens/s",
-            f"data wait {100 * wait_share:.1f} %",
+            f"data wait {100 * wait_share:.1f} %" + (f" ({slowest})" if slowest else ""),
             f"ETA {_duration(left_s)}",
         ]
         if metrics.mfu is not None:

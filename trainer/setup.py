@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,6 +135,7 @@ def open_loader(
     device: torch.device,
     saved: Mapping[str, Any] | None = None,
     epochs: int | None = None,
+    trace: Path | None = None,
 ) -> iostack.Loader:
     """Return the loader of one rank, at the start or where ``saved`` (a merged loader state) was.
 
@@ -163,6 +165,7 @@ def open_loader(
         lookahead_bytes=data.lookahead,
         max_bad_samples=data.max_bad_samples,
         threads=None if data.threads == "auto" else data.threads,
+        trace=trace,
     )
     if saved is not None:
         loader.load_state_dict(saved)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -35,6 +37,7 @@ from iostack.loader.scheduling import make_schedule
 from iostack.loader.skip_list import SkipSpec
 from iostack.loader.slow_samples import SlowSample, SlowSamples
 from iostack.loader.state import Cursors, State, make_state, read_state
+from iostack.loader.trace import Trace
 from iostack.loader.watch import KeepSlow
 from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
@@ -82,6 +85,7 @@ class Loader(IterableDataset[Batch]):
             Transforms must be importable by name. Token shards are read here in any case.
         transform_timeout_s: a worker that transforms one sample for longer is killed, and the sample is bad.
         max_bad_samples: how many bad samples may be met before it is an error.
+        trace: a file to write a timeline of the threads to, until ``close``; https://ui.perfetto.dev opens it.
 
     Raises:
         PlanError: sizes that cannot be planned, or do not fit into memory.
@@ -115,6 +119,7 @@ class Loader(IterableDataset[Batch]):
         workers: int = 0,
         transform_timeout_s: float = 600.0,
         max_bad_samples: int = 1000,
+        trace: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if seq_len is not None and seq_len < 1:
@@ -146,10 +151,13 @@ class Loader(IterableDataset[Batch]):
         )
         self.epochs = epochs
         self.position = 0
-        self.meter = Meter()
+        self._trace = Trace(trace, name=f"iostack rank {rank} of {ranks}") if trace is not None else None
+        self.meter = Meter(self._trace)
         self.bad_samples = BadSamples(max_bad_samples)
         self._cursors: Cursors = {}
         self._iteration = 0
+        self.number = next(_numbers)
+        """Tells the loaders of a process apart."""
         self._running: Generator[LoadedBatch, None, None] | None = None
         self._device = find_device(device)
         self._memory = memory_of(memory, pinned_memory)
@@ -209,6 +217,11 @@ class Loader(IterableDataset[Batch]):
         return self.meter.waited_s
 
     @property
+    def num_samples(self) -> int:
+        """Rows handed out so far, padding included."""
+        return self.meter.batches * self._schedule.topology.rows
+
+    @property
     def num_steps(self) -> int | None:
         """Steps of a finite pass where arithmetic can tell; None if endless, or if only the data can tell."""
         end = self._schedule.end
@@ -227,7 +240,8 @@ class Loader(IterableDataset[Batch]):
 
     def _iterate(self, iteration: int) -> Generator[Batch, None, None]:
         self._refuse_ended(iteration)
-        _iterated.add(self)
+        with _iterated_lock:
+            _iterated.add(self)
         self._running = host = self._batches.batches(self.position, self._schedule.end, self._cursors)
         meter = self.meter
         batches = to_device(host, self._device, meter, pinned_bytes=self._memory.pinned)
@@ -244,6 +258,8 @@ class Loader(IterableDataset[Batch]):
                 self._refuse_ended(iteration)
                 started = time.perf_counter()
                 meter.consumer_s += started - ended
+                if meter.sink is not None:
+                    meter.sink.span("consumer", ended, started, None)
             meter.waited_s += time.perf_counter() - started
         finally:
             host.close()
@@ -305,6 +321,8 @@ class Loader(IterableDataset[Batch]):
         """End the iterator and its threads, and let go of the shards; the corpora stay open. Iterating again goes on."""
         self._end_iteration()
         self._batches.close()
+        if self._trace is not None:
+            self._trace.close()
 
     def __enter__(self) -> Self:
         return self
@@ -320,12 +338,20 @@ class Loader(IterableDataset[Batch]):
 
 
 _iterated: weakref.WeakSet[Loader] = weakref.WeakSet()
+_iterated_lock = threading.Lock()
+_numbers = count()
+
+
+def live_loaders() -> list[Loader]:
+    """Return the loaders of this process that have been iterated and are still there, oldest first."""
+    with _iterated_lock:
+        return sorted(_iterated, key=lambda loader: loader.number)
 
 
 @atexit.register
 def _close_all() -> None:
     """Close what a script left open, while the modules that closing needs are still there."""
-    for loader in list(_iterated):
+    for loader in live_loaders():
         with suppress(ValueError):  # another thread stands inside its iterator, and ends with the process
             loader.close()
 

@@ -58,6 +58,8 @@ class Meter:
         self.batches = 0
         self.cache_hits = 0
         self.cache_misses = 0
+        self.lookahead_bytes = 0
+        """Bytes of shards that are fetched, or being fetched, and not read yet."""
         self._lock = threading.Lock()
         self._busy_s = dict.fromkeys(STAGES, 0.0)
         self._samples = dict.fromkeys(STAGES, 0)
@@ -106,6 +108,15 @@ class Meter:
         with self._lock:
             if from_cache:
                 self.cache_hits += 1
+
+    def hold(self, num_bytes: int) -> None:
+        """Count bytes that are fetched ahead; less than none where they are let go."""
+        if not num_bytes:
+            return
+        with self._lock:
+            self.lookahead_bytes = held = self.lookahead_bytes + num_bytes
+        if self.sink is not None:
+            self.sink.counter("look-ahead bytes", held)
 
     def figures(self) -> dict[str, StageFigures]:
         """Return the figures of each stage so far."""

@@ -112,7 +112,7 @@ class Residency:
         self._threads.close()
         self._fetches.clear()
         self._unread.clear()
-        self._unread_bytes = 0
+        self._hold(-self._unread_bytes)
         self._window_ends = None
         self._wanted_by_lane.clear()
 
@@ -137,7 +137,11 @@ class Residency:
                 self._release(shard)
 
     def _release(self, shard: int) -> None:
-        self._unread_bytes -= self._unread.pop(shard, 0)
+        self._hold(-self._unread.pop(shard, 0))
+
+    def _hold(self, num_bytes: int) -> None:
+        self._unread_bytes += num_bytes
+        self._meter.hold(num_bytes)
 
     def _start_fetches(self) -> None:
         """Begin with the shards that wait, as far as the bound allows; the caller holds the lock."""
@@ -149,7 +153,7 @@ class Residency:
             del self._waiting[shard]
             if shard not in self._readers and not self.corpus.is_resident(shard):
                 self._unread[shard] = size
-                self._unread_bytes += size
+                self._hold(size)
                 self._fetches[shard] = self._meter.submit(
                     self._threads, "origin", self._fetch, shard, label=partial(self.corpus.shard_name, shard)
                 )

@@ -214,7 +214,7 @@ def test_waits_of_all_stages_are_the_time_waited(small: Corpora, pipeline: str) 
             stages = loader.stages()
             assert sum(figures.wait_s for figures in stages.values()) == pytest.approx(loader.data_wait_s)
     assert tuple(stages) == STAGES
-    assert stages["assemble"].samples >= 40 * 12
+    assert stages["assemble"].samples >= 12 * loader.meter.batches > 0
     assert stages["assemble"].bytes > 0
     assert all(figures.busy_s >= 0 for figures in stages.values())
     if pipeline != "tokens":

@@ -241,6 +241,19 @@ class EvaluationSettings(Section):
     storage. Kept out of all files too."""
 
 
+class MetricsSettings(Section):
+    """What a run tells about its loaders while it runs; nothing by default."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Serve the figures of the loaders to Prometheus at this port, rank 1 of a machine at the next one, and so on; 0: no port is
+    opened."""
+    address: str = "127.0.0.1"
+    """Where to serve them: ``"0.0.0.0"`` lets other machines read them."""
+    trace: str = ""
+    """File to write a timeline of the loader to, which https://ui.perfetto.dev opens; ranks above 0 add their number to its
+    name. Empty: none."""
+
+
 class Settings(Section):
     """All settings of a run."""
 
@@ -250,6 +263,7 @@ class Settings(Section):
     parallel: ParallelSettings = Field(default_factory=ParallelSettings)
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     callbacks: dict[str, Options] = {}
     """Callbacks to call around the steps, by their plugins' names: ``[callbacks.NAME]`` holds the options."""
 
