@@ -62,3 +62,22 @@ def mosaic_samples(folder: Path, index: str = "") -> list[dict[str, Any]]:
         if made:
             raw.unlink()
     return found
+
+
+def litdata() -> Any:
+    """Return litData."""
+    return pytest.importorskip("litdata", exc_type=ImportError)
+
+
+def write_litdata(folder: Path, items: list[Any], **settings: Any) -> Path:
+    """Write items with litData's own writer, in one process."""
+    litdata()
+    from litdata.streaming.writer import BinaryWriter
+
+    folder.mkdir(parents=True)
+    writer = BinaryWriter(str(folder), **{"chunk_bytes": 3000} | settings)
+    for number, item in enumerate(items):
+        writer[number] = item
+    writer.done()
+    writer.merge()
+    return folder

@@ -69,7 +69,7 @@ def _facts(corpus: Corpus) -> dict[str, Any]:
         "format": corpus.format.name,
         "shards": corpus.num_shards,
         "samples": samples,
-        "tokens": manifest.total_tokens if corpus.format.holds_tokens else None,
+        "tokens": manifest.total_tokens if corpus.holds_tokens else None,
         "bytes": total_bytes,
         "indexed": corpus.indexed,
         "fingerprint": corpus.fingerprint,

@@ -187,7 +187,7 @@ class Format(Protocol):
 
     name: str
     holds_tokens: bool
-    """Whether readers are ``TokenShardReader``."""
+    """Whether readers are ``TokenShardReader`` always; where only those of some corpora are, ``count`` tells by ``tokens``."""
 
     def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
         """Return the shards among ``objects``, by their names alone; nothing is opened. May be empty.

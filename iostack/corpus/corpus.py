@@ -110,6 +110,11 @@ class Corpus:
         self._kinds: tuple[int, Mapping[str, str]] | None = None
         self._opening = [threading.Lock() for _ in range(64)]
 
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether the readers are ``TokenShardReader``: by the format, or, in formats that hold either, by the counts."""
+        return self.format.holds_tokens or self.manifest.tokens is not None
+
     def __repr__(self) -> str:
         return f"<Corpus {self.uri}: {self.format.name}, {self.num_shards:,} shards>"
 

@@ -238,7 +238,7 @@ def _plan_source(
     corpus, manifest = source.corpus, source.corpus.manifest
     transforms, names = find_transforms(transform_specs)
     total_bytes = int(manifest.bytes.sum())
-    if corpus.format.holds_tokens and seq_len is not None:
+    if corpus.holds_tokens and seq_len is not None:
         if transforms:
             raise UsageError(f"{corpus.uri}: transforms map samples, but token shards are cut into sequences directly")
         if packing != "none":

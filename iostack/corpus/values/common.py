@@ -32,6 +32,11 @@ _BITS_PER_PIXEL = {"1": 1, "L": 8, "P": 8, "LA": 16, "La": 16, "PA": 16, "I;16":
 }  # fmt: skip
 
 
+def as_stored(data: bytes) -> bytes:
+    """Return the bytes."""
+    return data
+
+
 def scalar(dtype: str) -> Decode:
     """Return a decoder of one numpy scalar."""
     kind = np.dtype(dtype)

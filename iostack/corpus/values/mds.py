@@ -16,18 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iostack.corpus.values.common import Decode, blobs, raw_image, scalar, text, unpickler
+from iostack.corpus.values.common import Decode, as_stored, blobs, raw_image, scalar, text, unpickler
 
 _INT = struct.Struct("<q")
 _SCALARS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 _DTYPE_CODES = {
     8: "u1", 9: "i1", 16: "<u2", 17: "<i2", 18: "<f2", 32: "<u4", 33: "<i4", 34: "<f4", 64: "<u8", 65: "<i8", 66: "<f8"
 }  # fmt: skip
-
-
-def as_stored(data: bytes) -> bytes:
-    """Return the bytes."""
-    return data
 
 
 _DECODERS: dict[str, Decode] = {
