@@ -243,7 +243,7 @@ def _plan_source(
             raise UsageError(f"{corpus.uri}: transforms map samples, but token shards are cut into sequences directly")
         if packing != "none":
             _refuse_no_documents(corpus, packing)
-    if corpus.format.holds_tokens and seq_len is not None and packing != "best_fit":
+    if corpus.holds_tokens and seq_len is not None and packing != "best_fit":
         counts = token_sequences(corpus, seq_len)
         window = choose_window(window_bytes, total_bytes / int(counts.sum()))
         return PlannedSource(corpus, number, seed, "tokens", counts, window, transforms, names, packing)
@@ -269,7 +269,7 @@ def _plan_source(
     unit_rows = choose_unit_rows(int(counts.sum()), text_bytes, seq_len) if manifest.samples is not None else 0
     num_units = int((-(-counts // unit_rows)).sum()) if unit_rows else manifest.num_shards
     window = choose_window(window_bytes, text_bytes / num_units)
-    holds_tokens = corpus.format.holds_tokens
+    holds_tokens = corpus.holds_tokens
     return PlannedSource(
         corpus,
         number,
