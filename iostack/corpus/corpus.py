@@ -133,16 +133,30 @@ class Corpus:
             IndexError: beyond the ends.
             SampleError: that sample is bad.
         """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Return samples in the order of ``indices``, read shard by shard: what torch's ``DataLoader`` calls per batch.
+
+        Raises:
+            IndexError: one is beyond the ends.
+            SampleError: one of them is bad.
+        """
         length = len(self)
-        if not -length <= index < length:
-            raise IndexError(f"sample {index} of {length}")
-        position = index % length
-        shard = int(np.searchsorted(self._ends, position, side="right"))
-        row = position - (int(self._ends[shard - 1]) if shard else 0)
-        sample = self.open_shard(shard).read([row])[0]
-        if isinstance(sample, Exception):
-            raise sample
-        return sample
+        if beyond := [index for index in indices if not -length <= index < length]:
+            raise IndexError(f"sample {beyond[0]} of {length}")
+        positions = np.asarray(indices, np.int64) % max(length, 1)
+        shards = np.searchsorted(self._ends, positions, side="right")
+        samples: dict[int, Sample] = {}
+        for shard in sorted(set(shards.tolist())):
+            (chosen,) = np.nonzero(shards == shard)
+            first = int(self._ends[shard - 1]) if shard else 0
+            rows = (positions[chosen] - first).tolist()
+            for place, sample in zip(chosen.tolist(), self.open_shard(shard).read(rows), strict=True):
+                if isinstance(sample, Exception):
+                    raise sample
+                samples[place] = sample
+        return [samples[place] for place in range(len(samples))]
 
     def open_shard(self, shard: int) -> ShardReader:
         """Return the reader of a shard, bringing its bytes here first. It stays valid for as long as it is held.

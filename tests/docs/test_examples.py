@@ -47,3 +47,49 @@ def test_the_vision_model_learns_the_shapes_from_tar_shards(tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "drawings").glob("*.tar")) == [f"{i:03d}.tar" for i in range(6)]
     assert float(lines[-1].split()[3]) < 0.5
     assert float(lines[0].split()[3]) > 0.7
+
+
+def _lightning(corpus: Path, steps: int, checkpoint: str) -> list[str]:
+    script = pages.ROOT / "examples" / "train_lightning.py"
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(script),
+        str(corpus),
+        "--steps",
+        str(steps),
+        "--checkpoint",
+        checkpoint,
+    ]
+    return [line for line in pages.run(command, cwd=corpus.parent).splitlines() if line.startswith("step")]
+
+
+def test_a_lightning_trainer_goes_on_where_its_checkpoint_was_taken(corpus: Path) -> None:
+    pytest.importorskip("lightning")
+    whole = _lightning(corpus, 6, "whole.ckpt")
+    assert len(whole) == 6
+    assert [*_lightning(corpus, 2, "parts.ckpt"), *_lightning(corpus, 6, "parts.ckpt")] == whole
+
+
+def _accelerate(corpus: Path, steps: int, state: str, processes: int) -> list[str]:
+    script = [
+        str(pages.ROOT / "examples" / "train_accelerate.py"),
+        str(corpus),
+        "--steps",
+        str(steps),
+        "--state",
+        state,
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *script]
+    return [line for line in pages.run(command, cwd=corpus.parent).splitlines() if line.startswith("step")]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_an_accelerate_run_goes_on_on_another_number_of_processes(corpus: Path) -> None:
+    pytest.importorskip("accelerate")
+    whole = _accelerate(corpus, 6, "whole", 1)
+    assert len(whole) == 6
+    assert [*_accelerate(corpus, 2, "parts", 2), *_accelerate(corpus, 6, "parts", 1)] == whole

@@ -1,4 +1,4 @@
-"""A Loader is an IterableDataset, also inside torch's DataLoader."""
+"""A Loader is an IterableDataset, a Corpus a map-style dataset, also inside torch's and torchdata's loaders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from iostack.errors import UsageError
+from iostack.errors import SampleError, UsageError
 
 from .pipelines import Corpora, make
 
@@ -37,3 +37,47 @@ def test_two_workers_are_refused_because_each_would_give_every_batch(small: Corp
             next(batches)
     finally:
         batches._shutdown_workers()  # left to the garbage collector, torch takes 10 s over it
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("pipeline", ["tokens", "texts", "rows transformed"])
+def test_a_stateful_dataloader_goes_on_where_its_state_was_taken(
+    small: Corpora, pipeline: str, num_workers: int
+) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def identities(loader: Any, count: int) -> list[list[int]]:
+        batches = iter(loader)
+        return [next(batches)["sample_ids"].tolist() for _ in range(count)]
+
+    whole = identities(make(small, pipeline), 7)
+    first, second = (stateful(make(small, pipeline), batch_size=None, num_workers=num_workers) for _ in range(2))
+    batches = iter(first)
+    taken = [next(batches)["sample_ids"].tolist() for _ in range(3)]
+    second.load_state_dict(first.state_dict())
+    assert taken + identities(second, 4) == whole
+
+
+@pytest.mark.parametrize("context", [None, "fork", "spawn", "forkserver"])
+def test_a_corpus_is_a_map_style_dataset_in_any_kind_of_worker(small: Corpora, context: str | None) -> None:
+    corpus = small["bad counted"] if context is None else small["tar counted"]
+    if context is None:
+        with pytest.raises(SampleError):
+            corpus.__getitems__([0, 7])
+        assert corpus.__getitems__([-1, 0, 3, 0]) == [corpus[89], corpus[0], corpus[3], corpus[0]]
+        assert corpus.__getitems__([]) == []
+        return
+    loader = DataLoader(
+        corpus,  # type: ignore[arg-type]  # it has __getitem__ and __len__
+        batch_size=20,
+        num_workers=2,
+        multiprocessing_context=context,
+        collate_fn=_keys,
+        timeout=60,
+    )
+    assert [key for keys in loader for key in keys] == [corpus[index]["__key__"] for index in range(len(corpus))]
+
+
+def _keys(samples: list[dict[str, Any]]) -> list[str]:
+    return [sample["__key__"] for sample in samples]
