@@ -61,6 +61,7 @@ class LitData:
 
     name = "litdata"
     holds_tokens = False
+    holds_documents = True
 
     def __init__(self) -> None:
         self._indexes = SharedIndexes(_parse)
@@ -280,6 +281,10 @@ class TokensReader:
         self._starts = marks // dtype.itemsize
         self.tokens: NDArray[np.integer[Any]] = np.frombuffer(items.data, dtype, chunk.tokens or 0, first)
         self.counts = Counts(chunk.items, chunk.tokens)
+
+    def document_bounds(self) -> NDArray[np.int64]:
+        bounds: NDArray[np.int64] = self._starts
+        return bounds
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
         import numpy as np

@@ -45,7 +45,7 @@ class Tokens:
     holds_documents = True
 
     def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
-        indexes = {info.path.removesuffix(".idx"): info for info in objects if info.path.endswith(".idx")}
+        indexes = {info.path.removesuffix(".idx"): info for info in objects if _is_index(info.path)}
         streams = {info.path.removesuffix(".bin"): info for info in objects if info.path.endswith(".bin")}
         # A lone .bin among other things may be anything; a lone .idx, or one .bin of many without it, is a loss.
         if indexes or len(streams) == len(objects):
@@ -75,6 +75,10 @@ class Tokens:
         index = map_shard_index(files.companions[0], name=files.name)
         header = _read_header(bytes(index[: _HEADER.size]), len(index), len(stream), files.name)
         return TokensReader(header, np.frombuffer(stream, header.dtype), index, files.name)
+
+
+def _is_index(path: str) -> bool:
+    return path.endswith(".idx") and not path.endswith(".tar.idx")  # the offsets of an archive's samples
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample,
 from iostack.corpus.detect import shards_by_suffix
 from iostack.corpus.mapping import Mapped, map_shard
 from iostack.corpus.row_index import RowIndex, load_or_build
+from iostack.corpus.tar_counts import TarCounts
 from iostack.corpus.tar_index import members
 from iostack.errors import ShardError
 
@@ -38,11 +39,20 @@ class WebDataset:
     name = "webdataset"
     holds_tokens = False
 
+    def __init__(self) -> None:
+        self._counts = TarCounts(())
+
     def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
-        return shards_by_suffix(objects, (".tar",))
+        found = shards_by_suffix(objects, (".tar",))
+        self._counts = TarCounts(objects if found else ())
+        return found
+
+    def find_indexes(self) -> Sequence[ObjectInfo]:
+        return self._counts.objects
 
     def count(self, shard: Shard, origin: Origin) -> Counts | None:
-        return None
+        samples = self._counts.count(shard, origin)
+        return None if samples is None else Counts(samples)
 
     def open(self, files: ShardFiles) -> TarReader:
         mapped = map_shard(files.path, name=files.name)

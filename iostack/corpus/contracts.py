@@ -230,6 +230,15 @@ class TableReader(ShardReader, Protocol):
     """What each column holds, in words; shards whose words differ cannot be mixed."""
 
 
+@runtime_checkable
+class IndexedFormat(Format, Protocol):
+    """A format that knows files beside its shards which only say what is in them."""
+
+    def find_indexes(self) -> Sequence[ObjectInfo]:
+        """Return those among the objects of the last ``find_shards``, by their names alone."""
+        ...
+
+
 class Tokenizer(Protocol):
     """Turns text into token ids. Thread-safe."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from iostack.corpus.contracts import COMPRESSIONS, Format, ObjectInfo, Shard
+from iostack.corpus.contracts import COMPRESSIONS, Format, IndexedFormat, ObjectInfo, Shard
 from iostack.errors import FormatError, UsageError
 from iostack.registry import registry
 from iostack.suggest import closest
@@ -68,6 +68,8 @@ def detect(objects: Sequence[ObjectInfo], *, format: str | None, uri: str) -> De
         )
     chosen, shards = claims[0]
     used = {info.path for shard in shards for info in (shard.object, *shard.companions)}
+    if isinstance(chosen, IndexedFormat):
+        used |= {info.path for info in chosen.find_indexes()}
     return Detected(chosen, shards, tuple(info for info in objects if info.path not in used))
 
 
