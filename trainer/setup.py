@@ -166,6 +166,8 @@ def open_loader(
         max_bad_samples=data.max_bad_samples,
         threads=None if data.threads == "auto" else data.threads,
         trace=trace,
+        workers=data.workers,
+        transform_timeout_s=data.transform_timeout_s,
     )
     if saved is not None:
         loader.load_state_dict(saved)

@@ -64,6 +64,7 @@ Examples:
 @click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Be the first of so many ranks.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order.")
 @click.option("--threads", type=click.IntRange(1), help="Threads that decode; up to 4 by default.")
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes in place of threads.")
 @click.option("--tokenizer", default="bytes", show_default=True, metavar="NAME[:ARGUMENT]", help="For text.")
 @click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column that holds the text.")
 @click.option("--transform", "transforms", multiple=True, metavar="NAME|JSON", help="Map the samples; may be repeated.")
@@ -81,6 +82,7 @@ def bench(
     ranks: int,
     seed: int,
     threads: int | None,
+    workers: int,
     tokenizer: str,
     text_column: str,
     transforms: tuple[str, ...],
@@ -109,6 +111,7 @@ def bench(
             text_column=text_column,
             transforms=specs,
             threads=threads,
+            workers=workers,
         )
         with loader, _show_live() as show:
             measured = _measure(loader, started, steps, seconds or (None if steps else _SECONDS), show)
@@ -166,6 +169,9 @@ def _facts(measured: _Measured, loader: Loader, seq_len: int | None, ranks: int)
         "wait_share": round(min(1.0, measured.per_s(measured.data_wait_s)), 4),
         "wait_s": {stage: round(total, 6) for stage, total in measured.wait_s.items()},
         "bad_samples": loader.bad_samples.count,
+        "slow_samples": [
+            {"shard": slow.shard, "row": slow.row, "seconds": round(slow.seconds, 6)} for slow in loader.slow_samples()
+        ],
         "peak_rss_bytes": _peak_rss_bytes(),
     }
 
@@ -173,6 +179,13 @@ def _facts(measured: _Measured, loader: Loader, seq_len: int | None, ranks: int)
 def _peak_rss_bytes() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _slowest(slow_samples: list[dict[str, Any]]) -> str | None:
+    if not slow_samples:
+        return None
+    slowest = slow_samples[0]
+    return f"{slowest['seconds']:.3f} s in the transforms of {slowest['shard']} row {slowest['row']}"
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -190,6 +203,7 @@ def _print(facts: dict[str, Any]) -> None:
         "MB/s": f"{facts['mb_per_s']:,.1f}",
         "waiting": f"{facts['wait_share']:.1%}" + (f" ({waits})" if waits else ""),
         "bad samples": f"{facts['bad_samples']:,}" if facts["bad_samples"] else None,
+        "slowest": _slowest(facts["slow_samples"]),
         "peak memory": format_bytes(facts["peak_rss_bytes"]),
     }
     for name, value in lines.items():

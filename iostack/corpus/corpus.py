@@ -288,7 +288,8 @@ class CorpusAddress:
         """
         if self.manifest:
             place = Place(self.uri, self.folder, self.options)
-            return Corpus(place, format_named(self.format), load_manifest(self.manifest, source=place.uri))
+            manifest = load_manifest(self.manifest, source=place.uri)
+            return Corpus(place, format_named(self.format), manifest, columns=self.columns)
         corpus = open_corpus(self.uri, format=self.format, columns=self.columns, cache_dir=self.folder, **self.options)
         if corpus.fingerprint != self.fingerprint:
             raise CorpusError(f"{corpus.uri} was indexed anew since it was opened", hint="start again")

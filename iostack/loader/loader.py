@@ -163,9 +163,9 @@ class Loader(IterableDataset[Batch]):
         self._memory = memory_of(memory, pinned_memory)
         self._schedule = make_schedule(self.plan, topology, epochs)
         self._slow_samples = SlowSamples(self.plan.shard_name)
-        elsewhere = None
+        self._elsewhere = elsewhere = None
         if workers and any(source.kind not in ("tokens", "documents") for source in self.plan.sources):
-            elsewhere = Elsewhere(
+            self._elsewhere = elsewhere = Elsewhere(
                 self.plan,
                 workers,
                 bad_samples=self.bad_samples,
@@ -278,6 +278,11 @@ class Loader(IterableDataset[Batch]):
     def stages(self) -> dict[str, StageFigures]:
         """Return what each stage has done so far, and its part of ``data_wait_s``; in any thread. See ``iostack.stages``."""
         return self.meter.figures()
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers that run now."""
+        return self._elsewhere.pool.pids if self._elsewhere else []
 
     def slow_samples(self) -> list[SlowSample]:
         """Return the samples whose transforms took longest so far, slowest first, at most ten."""

@@ -11,9 +11,9 @@ import corpora
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from worker_transforms import Draw, decode_number, shout
 
 import iostack
-from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
 from iostack.loader.planning import Source
 
@@ -87,29 +87,6 @@ def _write_rows(folder: Path, rows: list[dict[str, Any]], *, per_shard: int, bad
         numbers = range(shard, min(shard + per_shard, len(rows)))
         lines = ["{broken" if number in bad else json.dumps(rows[number]) for number in numbers]
         (folder / f"{shard // per_shard}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-
-
-def shout(sample: Sample) -> Sample:
-    """A transform of text."""
-    return sample | {"text": sample["text"].upper()}
-
-
-def decode_number(sample: Sample) -> Sample:
-    """A transform that finds every seventh sample bad."""
-    number = json.loads(sample["json"])["i"]
-    if number % 7 == 3:
-        raise ValueError(f"{number} is a bad number")
-    return {"number": number, "bytes": np.frombuffer(sample["jpg"][:4].ljust(4), np.uint8)}
-
-
-class Draw:
-    """A transform that draws from its key."""
-
-    def __call__(self, sample: Sample) -> Sample:
-        return sample | {"drawn": -1}
-
-    def with_key(self, sample: Sample, key: int) -> Sample:
-        return sample | {"drawn": key % 1_000_000}
 
 
 Make = Callable[..., iostack.Loader]

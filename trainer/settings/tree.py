@@ -134,6 +134,12 @@ class DataSettings(Section):
     """Bytes that the loader fetches and decodes ahead of the step, at most. Lower it where memory is short."""
     threads: Count | Literal["auto"] = "auto"
     """Threads that fetch and decode, per rank; ``"auto"``: up to 4. Raise it where the log shows time waiting for data."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes per rank that read, transform and tokenise instead of threads; 0: threads. For transforms in Python that hold
+    the GIL. The order of samples stays the same."""
+    transform_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds after which a worker process that still transforms one sample is killed, and the sample counts as damaged;
+    a tenth of it gives a warning. Raise it for transforms that are meant to take long."""
     cache_dir: str = ""
     """Folder for copies of remote and compressed shards; empty: the user's cache folder. Choose a fast local disk."""
     storage_options: Options = {}
