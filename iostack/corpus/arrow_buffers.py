@@ -30,35 +30,47 @@ _TEXTS = {"string": "<i4", "binary": "<i4", "large_string": "<i8", "large_binary
 FLAT = frozenset({*_NUMBERS, *_TEXTS})
 """Names of the Arrow types that are read here."""
 
-_VALUE_LIMIT_BYTES = 256 << 20
 _NOWHERE = -1
 
 
 def place_buffers(mapped: Mapped, column: Any, layout: str, *, name: str) -> list[int]:
-    """Return where a column of a batch lies in the file: validity (-1: no nulls), offsets or numbers, data, data bytes.
+    """Return where a column of a batch lies in the file: validity (-1: no nulls), offsets or numbers, data.
 
     Raises:
-        ShardError: the buffers are too small for their rows, or do not lie in the file as Arrow aligns them.
+        ShardError: the buffers are too small for their rows, run backwards, or do not lie in the file as Arrow aligns them.
     """
+    import numpy as np
     import pyarrow as pa
 
-    column.validate()  # of buffers: that they are large enough; what offsets say is checked when they are read
+    column.validate()  # of buffers: that they are large enough
     if len(column) == 0:
-        return [_NOWHERE, 0, 0, 0]
+        return [_NOWHERE, 0, 0]
     whole = pa.py_buffer(mapped)
     buffers = column.buffers()
     starts = [_NOWHERE if buffer is None or not buffer.size else buffer.address - whole.address for buffer in buffers]
-    ends = [0 if buffer is None else start + buffer.size for start, buffer in zip(starts, buffers, strict=True)]
+    ends = [0 if buffer is None or start < 0 else start + buffer.size for start, buffer in zip(starts, buffers)]
     width = int((_NUMBERS | _TEXTS)[layout][2])
     if column.offset or starts[1] < 0 or starts[1] % width or max(ends) > len(mapped) or min(starts) < _NOWHERE:
         raise damaged(name, f"a column of {layout} does not lie in the file as it should")
     if layout in _NUMBERS:
-        return [starts[0], starts[1], 0, 0]
-    return [starts[0], starts[1], max(starts[2], 0), max(ends[2] - starts[2], 0) if starts[2] >= 0 else 0]
+        return [starts[0], starts[1], 0]
+    _check_offsets(np.frombuffer(mapped, _TEXTS[layout], len(column) + 1, starts[1]), ends[2] - max(starts[2], 0), name)
+    return [starts[0], starts[1], max(starts[2], 0)]
+
+
+def _check_offsets(offsets: NDArray[Any], data_bytes: int, name: str) -> None:
+    """Refuse values that run backwards or out of their buffer: once, so that reading rows need not look again."""
+    import numpy as np
+
+    if offsets[0] < 0 or offsets[-1] > data_bytes or bool(np.any(offsets[1:] < offsets[:-1])):
+        raise damaged(name, f"values from {offsets[0]:,} to {offsets[-1]:,}, not in order, of {data_bytes:,} bytes")
 
 
 class FlatColumn:
-    """One column of strings, bytes or numbers. ``places`` is int64[4 * batches], see ``place_buffers``."""
+    """One column of strings, bytes or numbers. ``places`` is int64[3 * batches], see ``place_buffers``.
+
+    What is gathered are arrays as long as the rows that are asked for, often a few dozen: there each numpy call counts.
+    """
 
     def __init__(self, mapped: Mapped, layout: str, places: NDArray[Any], name: str) -> None:
         import numpy as np
@@ -67,20 +79,20 @@ class FlatColumn:
         self._mapped = mapped
         self._is_text = layout in ("string", "large_string")
         self._is_number = layout in _NUMBERS
-        self._places = places.reshape(-1, 4)
-        self._has_nulls = bool((self._places[:, 0] >= 0).any())
         dtype = np.dtype((_NUMBERS | _TEXTS)[layout])
-        self._width = dtype.itemsize
-        self._bytes = np.frombuffer(mapped, np.uint8)
         self._words = np.frombuffer(mapped, dtype, len(mapped) // dtype.itemsize)
+        self._bytes = np.frombuffer(mapped, np.uint8)
+        self._validity, first, self._data = np.ascontiguousarray(places.reshape(-1, 3).T)
+        self._first = first // dtype.itemsize
+        self._has_nulls = bool((self._validity >= 0).any())
 
     def values(self, batches: NDArray[Any], inside: NDArray[Any]) -> Values:
         """Return the value of each row, and the errors of bad ones by their place."""
-        places = self._places[batches]
-        at = places[:, 1] // self._width + inside
-        values, bad = (self._words[at].tolist(), {}) if self._is_number else self._slices(at, places)
+        at = self._first[batches]
+        at += inside
+        values, bad = (self._words[at].tolist(), {}) if self._is_number else self._slices(at, self._data[batches])
         if self._has_nulls:
-            for place in self._nulls(places[:, 0], inside):
+            for place in self._nulls(self._validity[batches], inside):
                 values[place] = None
                 bad.pop(place, None)
         return values, bad
@@ -92,30 +104,24 @@ class FlatColumn:
         nulls: list[int] = np.flatnonzero((validity >= 0) & ((bits & 1) == 0)).tolist()
         return nulls
 
-    def _slices(self, at: NDArray[Any], places: NDArray[Any]) -> Values:
-        import numpy as np
-
-        starts, stops = self._words[at].astype(np.int64), self._words[at + 1].astype(np.int64)
-        wrong = (starts < 0) | (stops < starts) | (stops > places[:, 3]) | (stops - starts > _VALUE_LIMIT_BYTES)
-        bad: dict[int, SampleError] = {}
-        for place in np.flatnonzero(wrong).tolist():
-            bad[place] = self._bad(f"a value from byte {starts[place]:,} to {stops[place]:,} of {places[place, 3]:,}")
-            starts[place] = stops[place] = 0
-        bounds = zip((starts + places[:, 2]).tolist(), (stops + places[:, 2]).tolist())
+    def _slices(self, at: NDArray[Any], data: NDArray[Any]) -> Values:
+        starts = (self._words[at] + data).tolist()
+        at += 1
+        stops = (self._words[at] + data).tolist()
         mapped = self._mapped
         if not self._is_text:
-            return [mapped[start:stop] for start, stop in bounds], bad
-        values: list[Any] = []
+            return [mapped[start:stop] for start, stop in zip(starts, stops)], {}
         try:
-            return [mapped[start:stop].decode() for start, stop in bounds], bad
+            return [mapped[start:stop].decode() for start, stop in zip(starts, stops)], {}
         except UnicodeDecodeError:
-            values = [None] * len(at)
-        for place, (start, stop) in enumerate(zip((starts + places[:, 2]).tolist(), (stops + places[:, 2]).tolist())):
-            try:
-                values[place] = mapped[start:stop].decode()
-            except UnicodeDecodeError as error:
-                bad[place] = self._bad(str(error))
-        return values, bad
+            return self._decoded([mapped[start:stop] for start, stop in zip(starts, stops)])
 
-    def _bad(self, reason: str) -> SampleError:
-        return SampleError(f"{self._name}: {reason}", hint="correct the value or remove it")
+    def _decoded(self, texts: list[bytes]) -> Values:
+        values: list[Any] = [None] * len(texts)
+        bad: dict[int, SampleError] = {}
+        for place, text in enumerate(texts):
+            try:
+                values[place] = text.decode()
+            except UnicodeDecodeError as error:
+                bad[place] = SampleError(f"{self._name}: {error}", hint="correct the value or remove it")
+        return values, bad

@@ -63,17 +63,23 @@ class ArrowReader:
         import numpy as np
 
         wanted = np.asarray(rows, np.int64)
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < self.counts.samples:
+        # As unsigned numbers negative rows are beyond the end too.
+        if len(wanted) and wanted.view(np.uint64).max() >= self.counts.samples:
             raise IndexError(f"{self._name} has {self.counts.samples:,} rows, not {wanted.min()} to {wanted.max()}")
         batches = np.searchsorted(self._ends, wanted, side="right") - 1
         inside = wanted - self._ends[batches]
-        names = list(self.kinds)
         columns = [column.values(batches, inside) for column in self._columns]
-        samples: list[Sample | Exception] = [dict(zip(names, row)) for row in zip(*(values for values, _ in columns))]
+        samples = self._samples([values for values, _ in columns])
         for _, bad in columns:
             for place, error in bad.items():
                 samples[place] = SampleError(f"{error.message} (row {wanted[place]})", hint=error.hint)
         return samples
+
+    def _samples(self, columns: list[list[Any]]) -> list[Sample | Exception]:
+        names = list(self.kinds)
+        if len(names) == 1:
+            return [{names[0]: value} for value in columns[0]]
+        return [dict(zip(names, row)) for row in zip(*columns)]
 
     def close(self) -> None:
         self._columns = []
@@ -167,6 +173,6 @@ def _index(mapped: Mapped, columns: Columns, name: str) -> RowIndex:
     arrays = {
         "end": np.cumsum([0, *(message.num_rows for message in found)], dtype=np.int64),
         "message": np.array([message.offset for message in found], np.int64),
-        **{key: np.array(value, np.int64).reshape(-1, 4).ravel() for key, value in places.items()},
+        **{key: np.array(value, np.int64).reshape(-1, 3).ravel() for key, value in places.items()},
     }
     return RowIndex(arrays, {"columns": json.dumps(described)})

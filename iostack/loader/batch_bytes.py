@@ -13,9 +13,5 @@ def batch_bytes(columns: Mapping[str, Any]) -> int:
 
 def _column_bytes(column: Any) -> int:
     if isinstance(column, list):
-        return sum(value.nbytes if hasattr(value, "nbytes") else _length(value) for value in column)
+        return sum(len(value) if isinstance(value, (str, bytes)) else getattr(value, "nbytes", 0) for value in column)
     return int(column.nbytes)
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, bytes | str) else 0

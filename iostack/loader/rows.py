@@ -53,8 +53,12 @@ class RowReader:
             rows_here = located.rows[chosen].tolist()
             read = self._read(shard, rows_here)
             with stage("decode", samples=len(rows_here), num_bytes=self.residency.stored_bytes(shard, len(rows_here))):
-                for index, row, sample in zip(chosen.tolist(), rows_here, read, strict=True):
-                    samples[index] = self._transforming.apply(sample, int(located.epochs[index]), shard, row)
+                if self._transforming.is_needed:
+                    epochs = located.epochs[chosen].tolist()
+                    apply = self._transforming.apply
+                    read = [apply(each, epoch, shard, row) for each, epoch, row in zip(read, epochs, rows_here)]
+                for index, sample in zip(chosen.tolist(), read, strict=True):
+                    samples[index] = sample
         shards, rows = located.shards.copy(), located.rows.copy()
         good: list[Sample] = []
         for index, sample in enumerate(samples):

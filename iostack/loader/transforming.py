@@ -37,6 +37,11 @@ class Transforming:
         self._seed = source.seed
         self._transforms = [(each, each if isinstance(each, KeyedTransform) else None) for each in source.transforms]
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether there are any."""
+        return bool(self._transforms)
+
     def apply(self, sample: Sample | Exception, epoch: int, shard: int, row: int) -> Sample | Exception:
         """Return what the transforms make of the sample of a row in an epoch, or the error that makes it bad.
 
