@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import pickle
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iostack
+from iostack.cli import main
 from iostack.corpus.index import build_manifest
 from iostack.errors import CorpusError, FormatError, SampleError, ShardError, UsageError
 
@@ -353,3 +355,71 @@ def test_an_encrypted_or_cut_footer_says_so(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(CorpusError, match=told):
             len(iostack.open_corpus(tmp_path))
+
+
+def test_remote_tables_are_counted_by_ranges_and_come_once(cache_dir: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    try:
+        table = pa.table({"text": [f"row {i}" for i in range(40)], "n": range(40)})
+        for writer in ("parquet", "zstd stream", "file"):
+            suffix, write = WRITERS[writer]
+            (cache_dir / "made").mkdir(parents=True, exist_ok=True)
+            path = cache_dir / "made" / f"a{suffix}"
+            write(table, path)
+            uri = f"memory://tables/{writer.replace(' ', '-')}"
+            memory.pipe(f"{uri}/a{suffix}", path.read_bytes())
+            corpus = iostack.open_corpus(uri, columns=["text"])
+            if writer == "parquet":
+                assert len(corpus) == 40
+                assert not (cache_dir / "objects").exists()
+            assert not corpus.is_resident(0)
+            corpus.fetch_shard(0)
+            assert corpus.is_resident(0)
+            memory.rm(f"{uri}/a{suffix}")  # what is here is enough
+            assert _rows(corpus) == table.select(["text"]).to_pylist()
+        assert not list(cache_dir.rglob("*.part"))
+    finally:
+        memory.store.clear()
+        memory.pseudo_dirs[:] = [""]
+
+
+def test_text_alone_is_read_where_nothing_else_is_looked_at(tmp_path: Path, cache_dir: Path) -> None:
+    table = pa.table({"text": ["some words to cut"] * 50, "blob": ["y" * 100_000] * 50})
+    corpus = _open(table, tmp_path, "parquet")
+    with iostack.Loader(corpus, batch_size=2, seq_len=16, epochs=1) as loader:
+        assert sum(int(batch["valid"].sum()) for batch in loader) > 10
+    (made,) = [path for path in (cache_dir / "objects").rglob("*") if path.is_file()]
+    assert made.stat().st_size < 100_000
+    with pytest.raises(UsageError, match="no column 'txt'"):
+        next(iter(iostack.Loader(corpus, batch_size=2, seq_len=16, text_column="txt")))
+
+
+def test_two_processes_that_unpack_one_shard_share_the_work_of_one(tmp_path: Path, cache_dir: Path) -> None:
+    table = pa.table({"text": ["some text " * 50] * 20_000})
+    _open(table, tmp_path, "parquet")
+    code = f"import iostack; print(len(list(iostack.open_corpus({str(tmp_path)!r}).open_shard(0).read([0, 19_999]))))"
+    running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [each.communicate(timeout=60)[0] for each in running] == ["2\n", "2\n"]
+    assert len([path for path in (cache_dir / "objects").rglob("*") if path.is_file()]) == 1
+
+
+def test_the_settings_choose_columns_for_all_sources_or_one(tmp_path: Path) -> None:
+    from trainer.settings import resolve_settings
+    from trainer.setup import open_sources
+
+    _open(pa.table({"text": ["a"], "n": [1], "m": [2]}), tmp_path, "parquet")
+    mix = f'data.sources=[{{uri="{tmp_path}"}}, {{uri="{tmp_path}", columns=["text", "m"]}}]'
+    settings, _ = resolve_settings(assignments=['data.columns=["text"]', mix])
+    assert [source.corpus.columns for source in open_sources(settings.data)] == [("text",), ("text", "m")]
+    settings, _ = resolve_settings(uri=str(tmp_path))
+    assert [source.corpus.columns for source in open_sources(settings.data)] == [None]
+
+
+def test_the_commands_take_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _open(pa.table({"text": ["a" * 40] * 40, "n": range(40)}), tmp_path, "parquet")
+    assert main(["inspect", str(tmp_path), "--columns", "n", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["first_sample"] == {"n": "0"}
+    assert main(["bench", str(tmp_path), "--columns", "text", "--seconds", "0.1", "--json"]) == 0
+    assert main(["inspect", str(tmp_path), "--columns", "tex"]) == 2
+    assert "did you mean 'text'?" in capsys.readouterr().err

@@ -32,9 +32,9 @@ def opened(monkeypatch, tmp_path) -> list[dict[str, Any]]:
     seen = []
     open_corpus = iostack.open_corpus
 
-    def spy(uri: str, *, cache_dir: str | None, **options: Any) -> iostack.Corpus:
+    def spy(uri: str, *, columns: Any, cache_dir: str | None, **options: Any) -> iostack.Corpus:
         seen.append(options)
-        return open_corpus(uri, cache_dir=tmp_path / "cache", **options)
+        return open_corpus(uri, columns=columns, cache_dir=tmp_path / "cache", **options)
 
     monkeypatch.setattr(iostack, "open_corpus", spy)
     return seen
