@@ -47,7 +47,7 @@ def bare_gather(folder: Path, num_batches: int) -> Callable[[], int]:
             for row, shard, start in zip(block, shards, starts, strict=True):
                 row[:] = maps[shard][start : start + width]
             for batch in block.reshape(BLOCK, BATCH_SIZE, width):
-                batch[0, 0]
+                batch.shape  # noqa: B018 - the consumer takes it, and looks at nothing: an element costs torch 1.7 us, numpy 0.1
         return num_batches * BATCH_SIZE * SEQ_LEN
 
     return run
@@ -61,7 +61,7 @@ def loader(folder: Path, num_batches: int) -> Callable[[], int]:
 
     def run() -> int:
         for _ in range(num_batches):
-            next(batches)["tokens"][0, 0]
+            next(batches)["tokens"].shape  # noqa: B018
         return num_batches * BATCH_SIZE * SEQ_LEN
 
     return run

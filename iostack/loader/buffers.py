@@ -74,7 +74,7 @@ class Buffers:
 
         names = tuple(self.arrays)
         split = (
-            torch.from_numpy(array).view(self.num_batches, self.rows, *array.shape[1:]).unbind(0)
+            torch.from_numpy(array.reshape(self.num_batches, self.rows, *array.shape[1:])).unbind()
             for array in self.arrays.values()
         )
         return [dict(zip(names, tensors)) for tensors in zip(*split)]

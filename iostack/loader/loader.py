@@ -252,10 +252,12 @@ class Loader(IterableDataset[Batch]):
                 meter.waited_s += ended - started
                 meter.batches += 1
                 self.position = next_position
-                for source, lanes in cursors.items():
-                    self._cursors.setdefault(source, {}).update(lanes)
+                if cursors:
+                    for source, lanes in cursors.items():
+                        self._cursors.setdefault(source, {}).update(lanes)
                 yield columns
-                self._refuse_ended(iteration)
+                if iteration != self._iteration:
+                    self._refuse_ended(iteration)
                 started = time.perf_counter()
                 meter.consumer_s += started - ended
                 if meter.sink is not None:
