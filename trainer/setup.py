@@ -163,6 +163,8 @@ def open_loader(
         epochs=epochs,
         device=device,
         lookahead_bytes=data.lookahead,
+        memory=None if data.memory == "auto" else data.memory,
+        pinned_memory=None if data.pinned_memory == "auto" else data.pinned_memory,
         max_bad_samples=data.max_bad_samples,
         threads=None if data.threads == "auto" else data.threads,
         trace=trace,

@@ -9,6 +9,7 @@ import numpy as np
 from iostack.errors import IostackError, PlanError, ShardError
 from iostack.loader.buffers import Buffers
 from iostack.loader.documents import read_documents
+from iostack.loader.lookahead import LookAhead
 from iostack.loader.packed import Packer, UnitSequences, write_outputs
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
@@ -38,7 +39,7 @@ class FittedDocumentSource(StreamedSource[UnitSequences]):
             corpus=source.corpus,
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
-            lookahead_units=max(1, reading.lookahead_bytes // max(1, int(source.unit_bytes))),
+            lookahead=LookAhead(reading.lookahead_bytes, source.unit_bytes),
             threads=reading.threads,
             meter=reading.meter,
             begin=lambda unit: None,

@@ -72,8 +72,15 @@ def memory_limit(root: Path = Path("/")) -> int:
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *cgroup_limits(root)]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
+        limits.append(max(0, soft - _mapped_bytes(root)))
     return min(limits)
+
+
+def _mapped_bytes(root: Path) -> int:
+    """Return the addresses that this process uses: its libraries alone take gigabytes of them."""
+    with suppress(OSError, ValueError, IndexError):
+        return int((root / "proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def cgroup_limits(root: Path = Path("/")) -> Iterator[int]:

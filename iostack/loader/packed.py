@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,12 @@ class UnitSequences:
 
     def __len__(self) -> int:
         return len(self.identities)
+
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory, or as a mapped shard."""
+        arrays = (self.tokens, self.starts, self.lengths, self.identities)
+        return sum(array.nbytes for array in arrays) + sys.getsizeof(self.first) + sys.getsizeof(self.stop)
 
 
 @dataclass(frozen=True)

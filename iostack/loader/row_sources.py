@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from iostack.errors import PlanError
+from iostack.loader.lookahead import LookAhead
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
@@ -60,7 +61,7 @@ class UnindexedRows(StreamedSource[RowUnit]):
             meter=reading.meter,
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
-            lookahead_units=max(1, int(reading.lookahead_bytes // max(source.unit_bytes, 1))),
+            lookahead=LookAhead(reading.lookahead_bytes, source.unit_bytes),
             threads=reading.threads,
             slack_s=reading.slack_s,
             begin=lambda outputs: None,

@@ -117,11 +117,15 @@ class RowReader:
 
 
 class RowUnit:
-    """The rows of one unit in permuted order, unread: for corpora whose counts are not known."""
+    """The rows of one unit in permuted order, unread: for corpora whose counts are not known.
 
-    def __init__(self, unit: Unit, order: Int64s) -> None:
+    ``num_bytes`` are those of its shard, which is here but not in memory.
+    """
+
+    def __init__(self, unit: Unit, order: Int64s, num_bytes: int) -> None:
         self.unit = unit
         self.order = order
+        self.num_bytes = num_bytes
 
     def __len__(self) -> int:
         return len(self.order)
@@ -134,7 +138,7 @@ def load_row_unit(residency: Residency, source: PlannedSource, unit: Unit) -> Ro
     if len(source.skip):
         identities = row_identities(source.number, np.full(num_rows, unit.shard, np.int64), order)
         order = order[~source.skip.holds(identities)]
-    return RowUnit(unit, order)
+    return RowUnit(unit, order, int(residency.corpus.manifest.bytes[unit.shard]))
 
 
 def substitutes_by_unit(origin: UnitRow, plan: UnitPlan, load: Callable[[Unit], RowUnit]) -> Iterator[tuple[int, int]]:

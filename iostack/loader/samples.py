@@ -11,8 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from iostack.corpus.contracts import Sample
+from iostack.loader.batch_bytes import batch_bytes
 from iostack.loader.collate import as_tensors
 from iostack.loader.device import LoadedBatch
+from iostack.loader.lookahead import LookAhead
 from iostack.loader.meter import Pending
 from iostack.loader.reading import Reading
 from iostack.loader.row_sources import Part
@@ -66,9 +68,8 @@ class SampleBatches:
         self._slack_s = reading.slack_s
         self._ends_by_data = reading.ends_by_data
         self._threads = Threads(reading.threads, "decode")
-        lookahead_bytes = reading.lookahead_bytes * len(sources)
-        least = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
-        self._ahead = max(least, min(_MOST_AHEAD, lookahead_bytes // max(mean_batch_bytes, 1)))
+        self._least_ahead = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
+        self._lookahead = LookAhead(reading.lookahead_bytes * len(sources), mean_batch_bytes)
         self._meter = reading.meter
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
@@ -92,12 +93,15 @@ class SampleBatches:
     def _read_ahead(self, planned: Iterator[Work]) -> Iterator[LoadedBatch]:
         pending: deque[tuple[Work, Pending[LoadedBatch]]] = deque()
         while True:
-            while len(pending) < self._ahead and (work := next(planned, None)) is not None:
+            while self._has_room([coming for _, coming in pending]) and (work := next(planned, None)) is not None:
                 pending.append((work, self._meter.submit(self._threads, "assemble", work.run, label=work.name)))
             if not pending:
                 return
             work, coming = pending.popleft()
             yield coming.result(deadline_s=work.deadline_s, awaited=work.name)
+
+    def _has_room(self, pending: Sequence[Pending[LoadedBatch]]) -> bool:
+        return len(pending) < self._least_ahead or (len(pending) < _MOST_AHEAD and self._lookahead.has_room(pending))
 
     def _planned(self, position: int, end: int | None) -> Iterator[Work]:
         topology = self._schedule.topology
@@ -128,8 +132,9 @@ class SampleBatches:
                 return
 
     def _load(self, task: BatchTask, next_position: int, cursors: Cursors) -> LoadedBatch:
-        columns = self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read)
-        return LoadedBatch(as_tensors(columns), next_position, cursors)
+        columns = as_tensors(self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read))
+        self._lookahead.measured(batch_bytes(columns))
+        return LoadedBatch(columns, next_position, cursors)
 
     def _read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
         return self._sources[task.number].reader.read(task)

@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, StateError
+from iostack.loader.lookahead import LookAhead
 from iostack.loader.meter import Meter, Pending
 from iostack.loader.threads import Threads, patience_s
 from iostack.plan.units import Unit, UnitPlan
@@ -29,6 +30,11 @@ class Outputs(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def num_bytes(self) -> int:
+        """What it takes in memory, or in the cache."""
+        ...
+
 
 Given = TypeVar("Given", bound=Outputs)
 
@@ -38,7 +44,8 @@ class UnitSource(Generic[Given]):
 
     ``load`` turns a unit into its outputs and runs in pool threads; ``begin`` is told of the outputs when a lane comes to
     them. ``epochs`` bounds a finite pass. Units are loaded ahead in the order in which lanes will need them,
-    ``lookahead_units`` at a time, each for as long as its bytes and ``slack_s`` allow. ``why_nothing`` gives the error where no unit gives any output.
+    as far as ``lookahead`` has room, each for as long as its bytes and ``slack_s`` allow. ``why_nothing`` gives the error where
+    no unit gives any output.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class UnitSource(Generic[Given]):
         meter: Meter,
         own_lanes: Sequence[int],
         epochs: int | None,
-        lookahead_units: int,
+        lookahead: LookAhead,
         threads: int,
         slack_s: float = 0.0,
         begin: Callable[[Given], None],
@@ -65,7 +72,7 @@ class UnitSource(Generic[Given]):
         self._streams: dict[int, LaneStream[Given]] = {}
         self._threads = Threads(threads, "unit")
         self._slack_s = slack_s
-        self._lookahead_units = lookahead_units
+        self._lookahead = lookahead
         self._coming: deque[tuple[int, int]] = deque()
         self._ahead: dict[tuple[int, int], Pending[Given]] = {}
         self._empty: set[int] = set()
@@ -131,12 +138,18 @@ class UnitSource(Generic[Given]):
         self._threads.close()
 
     def _load_ahead(self) -> None:
-        while self._coming and len(self._ahead) < self._lookahead_units:
+        num_used = sum(stream.holds_outputs for stream in self._streams.values())
+        while self._coming and self._lookahead.has_room(self._ahead.values(), num_used=num_used):
             lane, draw = self._coming.popleft()
             self._ahead[lane, draw] = self._submit(self.units.unit(lane, draw))
 
     def _submit(self, unit: Unit) -> Pending[Given]:
-        return self._meter.submit(self._threads, "assemble", self._load, unit, label=lambda: self._name(unit))
+        return self._meter.submit(self._threads, "assemble", self._load_measured, unit, label=lambda: self._name(unit))
+
+    def _load_measured(self, unit: Unit) -> Given:
+        outputs = self._load(unit)
+        self._lookahead.measured(outputs.num_bytes)
+        return outputs
 
     def _name(self, unit: Unit) -> str:
         return f"unit {unit.number} of {self._corpus.shard_name(unit.shard)}"
@@ -150,6 +163,11 @@ class LaneStream(Generic[Given]):
         self._lane = lane
         self._draw, self._given, self._time = cursor
         self._outputs: Given | None = None
+
+    @property
+    def holds_outputs(self) -> bool:
+        """Whether the outputs of its unit are loaded."""
+        return self._outputs is not None
 
     @property
     def cursor(self) -> Cursor:

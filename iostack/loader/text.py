@@ -17,6 +17,7 @@ from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.elsewhere import Elsewhere
+from iostack.loader.lookahead import LookAhead
 from iostack.loader.packed import BadRow, Packer, UnitSequences, write_outputs
 from iostack.loader.pieces import Tokens
 from iostack.loader.planning import PlannedSource
@@ -38,7 +39,7 @@ if TYPE_CHECKING:  # these import torch, and worker processes read units without
 
 _DOCUMENT_ORDER = 5
 _LOADED_BYTES_PER_TEXT_BYTE = 4
-"""A unit of text in memory: the text, the ids of its documents, and the ids joined."""
+"""A unit of text while it is loaded: the text, the ids of its documents, and the ids joined."""
 
 
 class TextSource(StreamedSource[UnitSequences]):
@@ -49,7 +50,6 @@ class TextSource(StreamedSource[UnitSequences]):
         assert plan.seq_len is not None
         residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
         reader = TextReader(source, residency, reading.bad_samples, reading.watch, seq_len=plan.seq_len)
-        unit_bytes = max(1, int(_LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes))
         units = UnitSource(
             source.unit_plan(plan.lanes),
             partial(_load_there, reading.elsewhere, source.number) if reading.elsewhere else reader.load,
@@ -57,7 +57,9 @@ class TextSource(StreamedSource[UnitSequences]):
             meter=reading.meter,
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
-            lookahead_units=max(1, reading.lookahead_bytes // unit_bytes),
+            lookahead=LookAhead(
+                reading.lookahead_bytes, _LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes, counts_used=True
+            ),
             threads=reading.threads,
             slack_s=reading.slack_s,
             begin=reader.begin,

@@ -132,6 +132,11 @@ class DataSettings(Section):
     """Damaged samples that one rank replaces by others before it gives up. Lower it to notice a bad corpus early."""
     lookahead: int | str = "256 MiB"
     """Bytes that the loader fetches and decodes ahead of the step, at most. Lower it where memory is short."""
+    memory: int | str = "auto"
+    """Bytes that the loader of a rank may hold besides mapped shards: with less it looks less far ahead, then fills smaller
+    blocks, in the same order. ``"auto"``: a quarter of what the machine and its cgroup allow, shared by the ranks there."""
+    pinned_memory: int | str = "auto"
+    """Bytes of ``memory`` that may be pinned, for CUDA devices; ``"auto"``: a half."""
     threads: Count | Literal["auto"] = "auto"
     """Threads that fetch and decode, per rank; ``"auto"``: up to 4. Raise it where the log shows time waiting for data."""
     workers: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,165 @@
+"""Limits of memory: found, shared out and kept, without any change of the order."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from iostack.errors import PlanError
+from iostack.loader.lookahead import LookAhead
+from iostack.loader.memory import cgroup_limits, memory_limit, memory_of
+from iostack.loader.meter import Meter, Pending
+from iostack.loader.threads import Threads
+
+from .pipelines import Corpora, make
+
+GIB = 1 << 30
+
+
+def _write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+CGROUPS = {
+    "v2": ({"proc/self/cgroup": "0::/job/task\n", "sys/fs/cgroup/job/task/memory.max": "1000\n"}, [1000]),
+    "v2, of a group around it": (
+        {
+            "proc/self/cgroup": "0::/job/task\n",
+            "sys/fs/cgroup/job/task/memory.max": "max\n",
+            "sys/fs/cgroup/job/memory.max": "2000\n",
+        },
+        [2000],
+    ),
+    "v2, in a container that sees only its own": (
+        {"proc/self/cgroup": "0::/../elsewhere\n", "sys/fs/cgroup/memory.max": "3000\n"},
+        [3000],
+    ),
+    "v1": (
+        {
+            "proc/self/cgroup": "5:cpu,cpuacct:/a\n4:memory:/docker/0:1\n1:name=systemd:/b\n0::/c\n",
+            "sys/fs/cgroup/memory/docker/0:1/memory.limit_in_bytes": "4000\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        },
+        [4000],
+    ),
+    "v1, in a container": (
+        {
+            "proc/self/cgroup": "4:memory:/docker/1\n",
+            "sys/fs/cgroup/memory/memory.limit_in_bytes": "5000\n",
+        },
+        [5000],
+    ),
+    "none": ({"proc/self/cgroup": "0::/\n"}, []),
+    "nothing there": ({}, []),
+    "nonsense": ({"proc/self/cgroup": "0::/a\nx\n", "sys/fs/cgroup/a/memory.max": "lots\n"}, []),
+}
+
+
+@pytest.mark.parametrize("kind", CGROUPS)
+def test_the_limit_of_a_control_group_is_found(tmp_path: Path, kind: str) -> None:
+    files, limits = CGROUPS[kind]
+    root = _write(tmp_path, files)
+    assert list(cgroup_limits(root)) == limits
+    assert memory_limit(root) == min([*limits, memory_limit(tmp_path / "none")])
+
+
+def test_ranks_of_one_machine_share_what_nobody_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = memory_of(None, None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert memory_of(None, None).host == alone.host // 8
+    assert memory_of("1 GiB", None).host == GIB
+    assert memory_of("1 GiB", "1 MiB").pinned == 1 << 20
+
+
+def test_look_ahead_shrinks_before_blocks() -> None:
+    memory = memory_of("8 MiB", None)
+    batches = memory.block_batches(1 << 18, slots=2, pinned=False)
+    assert batches == 8  # 2 MiB, as with plenty
+    assert memory.lookahead_bytes(256 << 20, 2 * batches << 18) == 4 << 20
+    assert memory_of("2 MiB", None).block_batches(1 << 18, slots=2, pinned=False) == 2
+
+
+def test_a_batch_that_cannot_fit_is_refused_with_the_sizes(small: Corpora) -> None:
+    with pytest.raises(PlanError, match=r"2 must fit into memory, which is 1.0 KiB") as caught:
+        make(small, "tokens", memory=1024)
+    assert "data.memory" in caught.value.hint
+
+
+def test_look_ahead_learns_from_what_was_loaded() -> None:
+    meter, threads = Meter(), Threads(1, "test")
+    pending: list[Pending[None]] = []
+
+    def room() -> int:
+        pending.clear()
+        while lookahead.has_room(pending) and len(pending) < 100:
+            pending.append(meter.submit(threads, "assemble", lambda: None))
+            pending[-1].result(deadline_s=10, awaited=lambda: "nothing")
+        return len(pending)
+
+    lookahead = LookAhead(1000, 100)
+    assert room() == 10
+    lookahead.measured(500)
+    assert room() == 2
+    for _ in range(50):
+        lookahead.measured(10)
+    assert room() > 80
+    lookahead.measured(5000)
+    assert room() == 1
+    threads.close()
+
+
+LIMITED = """
+import json, resource, sys, threading
+from itertools import islice
+import iostack
+folder, spare, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+corpus = iostack.open_corpus(folder)
+def loader(**settings):
+    return iostack.Loader(corpus, batch_size=16, seed=3, threads=1, **settings)
+with loader(memory="40 MiB") as first:  # so that all is imported, and the shards are mapped
+    list(islice(first, 4))
+if spare:
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
+found = []
+with loader(**settings) as limited:
+    for batch in islice(limited, 8):
+        found.append(batch["sample_ids"].tolist())
+        threading.Event().wait(0.02)  # so that the thread comes as far ahead as it may
+print(json.dumps(found))
+"""
+
+
+def _order(folder: Path, spare: int, settings: dict[str, object]) -> tuple[int, str]:
+    command = [sys.executable, "-c", LIMITED, str(folder), str(spare), json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout or done.stderr
+
+
+@pytest.mark.slow
+def test_a_loader_under_a_real_limit_gives_the_same_order(tmp_path: Path) -> None:
+    # Batches of 4 MiB: the 32 of them that may be taken ahead with plenty of memory do not fit into 96 MiB.
+    for shard in range(4):
+        lines = [json.dumps({"text": f"{16 * shard + row:02d}" * (128 << 10)}) for row in range(16)]
+        (tmp_path / f"{shard}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    plenty = _order(tmp_path, 0, {})
+    assert plenty[0] == 0, plenty[1]
+    assert _order(tmp_path, 96 << 20, {}) == plenty
+    assert _order(tmp_path, 96 << 20, {"memory": "40 MiB"}) == plenty
+
+
+@pytest.mark.parametrize("pipeline", ["tokens", "texts", "rows transformed", "mix of three"])
+def test_little_memory_changes_no_batch(small: Corpora, pipeline: str) -> None:
+    with make(small, pipeline) as plenty, make(small, pipeline, memory="8 KiB") as little:
+        for expected, batch in zip(islice(plenty, 30), islice(little, 30), strict=True):
+            assert batch["sample_ids"].tolist() == expected["sample_ids"].tolist()
