@@ -72,9 +72,10 @@ class Buffers:
         """Return the columns of each batch, as tensors over this memory."""
         import torch
 
+        # Of the arrays themselves: a view of one would keep the memory of its slot, but not tell the slot so.
         names = tuple(self.arrays)
         split = (
-            torch.from_numpy(array.reshape(self.num_batches, self.rows, *array.shape[1:])).unbind()
+            torch.from_numpy(array).view(self.num_batches, self.rows, *array.shape[1:]).unbind(0)
             for array in self.arrays.values()
         )
         return [dict(zip(names, tensors)) for tensors in zip(*split)]
