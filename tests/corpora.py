@@ -97,3 +97,43 @@ def grouped(files: Sequence[tuple[str, bytes]]) -> list[Mapping[str, Any]]:
         key, extension = name.split(".", 1)
         samples.setdefault(key, {"__key__": key})[extension] = data
     return list(samples.values())
+
+
+def write_mds(folder: Path, samples: Sequence[tuple[int, str]], *, per_shard: int) -> Path:
+    """Write MosaicML shards with the columns ``number`` (int) and ``text`` (str)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = {"column_names": ["number", "text"], "column_encodings": ["int", "str"], "column_sizes": [8, None]}
+    shards = []
+    for start in range(0, len(samples), per_shard):
+        rows = [
+            struct.pack("<Iq", len(text.encode()), number) + text.encode()
+            for number, text in samples[start : start + per_shard]
+        ]
+        data = offset_table(rows)
+        raw = {"basename": f"shard.{start // per_shard:05}.mds", "bytes": len(data), "hashes": {}}
+        (folder / raw["basename"]).write_bytes(data)
+        shards.append(
+            {"format": "mds", "version": 2, "samples": len(rows), "raw_data": raw, "zip_data": None, **columns}
+        )
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    return folder
+
+
+def write_litdata_tokens(folder: Path, chunks: Sequence[Sequence[Sequence[int]]]) -> Path:
+    """Write litData chunks of the TokensLoader: each holds documents of token ids, as uint16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, documents in enumerate(chunks):
+        data = offset_table([np.asarray(document, "<u2").tobytes() for document in documents])
+        name, tokens = f"chunk-0-{number}.bin", sum(map(len, documents))
+        (folder / name).write_bytes(data)
+        entries.append({"filename": name, "chunk_bytes": len(data), "chunk_size": len(documents), "dim": tokens})
+    config = {"item_loader": "TokensLoader", "data_format": ["no_header_numpy:5"], "data_spec": None}
+    (folder / "index.json").write_text(json.dumps({"chunks": entries, "config": config}))
+    return folder
+
+
+def offset_table(rows: Sequence[bytes]) -> bytes:
+    """Return u32 number of rows, u32 where each begins and the end, and the rows: MosaicML and litData share it."""
+    ends = np.cumsum([4 * (len(rows) + 2), *map(len, rows)]).astype("<u4")
+    return struct.pack("<I", len(rows)) + ends.tobytes() + b"".join(rows)

@@ -38,6 +38,11 @@ def write_corpora(folder: Path) -> Corpora:
         for shard in range(5):
             corpora.write_tar(folder / name / f"{shard}.tar", corpora.images(18, 18 * shard))
     _write_tables(folder)
+    corpora.write_mds(folder / "mds", [(number, "x" * (number % 9)) for number in range(NUM_ROWS)], per_shard=17)
+    random = np.random.default_rng(1)
+    counts = ((90, 30), (7,), (200, 0, 60, 41), (120, 33))
+    drawn = [[random.integers(0, 60_000, count).tolist() for count in chunk] for chunk in counts]
+    corpora.write_litdata_tokens(folder / "litdata", drawn)
     opened = {}
     for each in sorted(folder.iterdir()):
         if each.name.endswith("counted"):
@@ -116,6 +121,9 @@ _SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "texts of parquet": (lambda c: c["parquet"], TEXT),
     "rows counted of parquet": (lambda c: c["parquet"], ROWS),
     "rows counted of arrow": (lambda c: c["arrow"].with_columns(["n", "text"]), ROWS),
+    "rows counted of mds": (lambda c: c["mds"], ROWS),
+    "tokens of litdata": (lambda c: c["litdata"], TOKENS),
+    "tokens of litdata fitted": (lambda c: c["litdata"], TOKENS | {"packing": "best_fit"}),
     "bad rows": (lambda c: c["bad"], ROWS),
     "bad rows counted": (lambda c: c["bad counted"], ROWS),
 }

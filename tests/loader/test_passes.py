@@ -15,7 +15,11 @@ from iostack.testing import take_steps
 
 from .pipelines import NUM_ROWS, SEQ_LEN, SINGLE, TOKENS_PER_SHARD, Corpora, make
 
-INDEXED = [name for name in SINGLE if name in ("tokens", "tokens split", "rows keyed") or "rows counted" in name]
+INDEXED = [
+    name
+    for name in SINGLE
+    if name in ("tokens", "tokens of litdata", "tokens split", "rows keyed") or "rows counted" in name
+]
 BY_DATA = [name for name in SINGLE if name not in INDEXED]
 WITHOUT_BAD = [
     name for name in SINGLE if "bad" not in name and name not in ("rows transformed", "rows counted transformed")

@@ -217,7 +217,7 @@ def test_waits_of_all_stages_are_the_time_waited(small: Corpora, pipeline: str) 
     assert stages["assemble"].samples >= 12 * loader.meter.batches > 0
     assert stages["assemble"].bytes > 0
     assert all(figures.busy_s >= 0 for figures in stages.values())
-    if pipeline != "tokens":
+    if not pipeline.startswith("tokens"):
         assert stages["read"].samples == stages["decode"].samples > 0
         assert stages["read"].bytes == stages["decode"].bytes > 0
 

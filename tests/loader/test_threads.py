@@ -24,7 +24,7 @@ from iostack.loader import threads
 
 from .pipelines import ENDLESS, Corpora, make
 
-THREADED = [name for name in ENDLESS if name != "tokens"]
+THREADED = [name for name in ENDLESS if name not in ("tokens", "tokens split", "tokens of litdata")]
 
 
 def _threads() -> list[str]:
