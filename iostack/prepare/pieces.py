@@ -52,9 +52,10 @@ class Pieces:
         if not 0 <= number < len(self):
             raise IndexError(f"piece {number} of {len(self)}")
         first = number * self.rows
-        return Piece(number, first, tuple(self._runs(first, min(first + self.rows, self.total_rows))))
+        return Piece(number, first, tuple(self.runs(first, min(first + self.rows, self.total_rows))))
 
-    def _runs(self, row: int, stop: int) -> Iterator[Run]:
+    def runs(self, row: int, stop: int) -> Iterator[Run]:
+        """Yield where the rows [row, stop), counted over all shards, are."""
         shard = int(np.searchsorted(self._ends, row, side="right"))
         while row < stop:
             begin = int(self._ends[shard - 1]) if shard else 0

@@ -24,12 +24,13 @@ from iostack.errors import PrepareError
 from iostack.loader.named import find_transforms
 from iostack.prepare.contracts import Layout, Writer
 from iostack.prepare.named import build_writer
-from iostack.prepare.pieces import Pieces, Run
+from iostack.prepare.pieces import Pieces
 from iostack.prepare.target import disk_errors, open_target
 from iostack.prepare.work import Job, Reading, Source
 
 _TRIAL_PLACES = 8
-_TRIAL_ROWS = 32
+_TRIAL_PLACE_BYTES = 128 << 10
+_MOST_ROWS_OF_A_PLACE = 1024
 _COUNT_THREADS = 8
 
 
@@ -74,7 +75,7 @@ def plan_conversion(
             raise PrepareError(f"{corpus.uri} holds no samples", hint="check the source: iostack inspect URI")
         row_bytes = max(1.0, float(corpus.manifest.bytes.sum()) / total)
         fingerprint = _fingerprint(corpus, counts)
-    samples = _trial_samples(Reading(source, row_bytes), counts)
+    samples = _trial_samples(Reading(source, row_bytes), counts, int(_TRIAL_PLACE_BYTES / row_bytes))
     layout = writer.layout(samples)
     bytes_per_row = _trial_bytes(writer, layout, samples) or row_bytes
     pieces = Pieces(counts, max(1, int(shard_bytes / bytes_per_row)))
@@ -137,31 +138,19 @@ def _fingerprint(corpus: Corpus, counts: Sequence[int]) -> str:
     return hashlib.blake2b(f"{counted}\0{versions}".encode(), digest_size=16).hexdigest()
 
 
-def _trial_samples(reading: Reading, counts: Sequence[int]) -> list[Sample]:
-    """Return good samples from places spread over the source, or fewer where most are bad."""
+def _trial_samples(reading: Reading, counts: Sequence[int], place_rows: int) -> list[Sample]:
+    """Return the good samples among so many rows at each of some places spread over the source."""
     total = sum(counts)
     step = max(1, -(-total // _TRIAL_PLACES))
+    place_rows = max(1, min(place_rows, step, _MOST_ROWS_OF_A_PLACE))
     samples: list[Sample] = []
+    places = Pieces(counts, step)
     with reading.corpus:
         for start in range(0, total, step):
-            stop = min(start + min(_TRIAL_ROWS, step), total)
-            length = stop - start
-            for piece in _runs(counts, start, length):
-                for _, block in reading.blocks(piece):
+            for run in places.runs(start, min(start + place_rows, total)):
+                for _, block in reading.blocks(run):
                     samples += [each for each in block if isinstance(each, dict)]
     return samples
-
-
-def _runs(counts: Sequence[int], start: int, length: int) -> tuple[Run, ...]:
-    shards = Pieces(counts, 1)
-    runs: list[Run] = []
-    for row in range(start, start + length):
-        [run] = shards[row].runs
-        if runs and runs[-1].shard == run.shard:
-            runs[-1] = Run(run.shard, runs[-1].start, run.stop)
-        else:
-            runs.append(run)
-    return tuple(runs)
 
 
 def _trial_bytes(writer: Writer, layout: Layout, samples: Sequence[Sample]) -> float:
