@@ -97,10 +97,10 @@ def convert(
         _refuse_bad(done, job)
         try:
             _make_missing(planned, journal, done, engine, engine_options, renew, progress)
+            done.fingerprint = _finish(target, planned, journal)
         finally:
             journal.save()
             sweep(target.staging)
-        done.fingerprint = _finish(target, planned, journal)
     return done
 
 
