@@ -6,6 +6,7 @@ must be reachable by the same names from every node.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -43,14 +44,16 @@ class RayEngine:
         self._ray = ray
         self._started = not ray.is_initialized()
         if self._started:
-            own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
+            own: dict[str, Any] = (
+                {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs, "include_dashboard": False}
+            )
             try:
-                ray.init(logging_level="warning", log_to_driver=False, **own)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+                ray.init(logging_level=logging.WARNING, log_to_driver=False, **own)
+            except (OSError, RuntimeError, ValueError) as error:
                 raise PluginError(
                     f"Ray cannot be reached: {error}", hint="check RAY_ADDRESS, and: ray status"
                 ) from error
-        self._jobs = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._jobs = jobs or max(1, int(_resources(ray).get("CPU", 1)))
 
     def map(
         self, build_worker: Callable[[], Callable[[T], R]], items: Iterable[T], tick: Callable[[], None]
@@ -88,6 +91,11 @@ class RayEngine:
         """Leave the cluster, which ends the actors; a Ray that was started here ends too."""
         if self._started:
             self._ray.shutdown()
+
+
+def _resources(ray: Any) -> Mapping[str, float]:
+    found: Mapping[str, float] = ray.cluster_resources()
+    return found
 
 
 class _Worker:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +14,33 @@ import corpora
 import pages
 
 import iostack
+from iostack import cli
 
 COMMAND = [sys.executable, "-m", "iostack", "prepare"]
 
 
 def prepare(*words: object, code: int = 0) -> dict[str, Any]:
-    """Run ``iostack prepare`` in a process of its own; return its facts, or {"error": first line, "hint": second}."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, words), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-        env=pages.environment(),
-    )
-    assert done.returncode == code, done.stderr
+    """Run ``iostack prepare``; return its facts, or {"error": first line, "hint": second}.
+
+    With more than one job it runs in a process of its own: spawned processes import the main module anew.
+    """
+    arguments = [*map(str, words), "--json"]
+    if "1" in arguments:
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            ended = cli.main(["prepare", *arguments])
+        stdout, stderr = out.getvalue(), err.getvalue()
+    else:
+        done = subprocess.run(
+            [*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=100, env=pages.environment()
+        )
+        ended, stdout, stderr = done.returncode, done.stdout, done.stderr
+    assert ended == code, stderr
     if code:
-        lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
-        assert "Traceback" not in done.stderr
+        lines = [line for line in stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+        assert "Traceback" not in stderr
         return dict(line.split(": ", 1) for line in lines)
-    return dict(json.loads(done.stdout))
+    return dict(json.loads(stdout))
 
 
 def write_texts(folder: Path, *, shards: int = 3, rows: int = 200) -> list[dict[str, Any]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import conversions
@@ -25,10 +28,20 @@ def _ray_processes() -> set[int]:
     return found
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder for Ray's sockets, whose paths must be short."""
+    folder = Path(tempfile.mkdtemp(prefix="iostack-ray-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.slow
-def test_ray_makes_the_same_bytes_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_makes_the_same_bytes_and_leaves_no_process(
+    tmp_path: Path, short_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
     conversions.write_texts(tmp_path / "texts")
     before = _ray_processes()
     words = (tmp_path / "texts", "--to", "tokens", "--tokenizer", "bytes", "--shard-bytes", "5KB", "--jobs", 2)

@@ -119,11 +119,11 @@ def test_other_options_and_sources_are_refused_by_name(tmp_path: Path) -> None:
     source, target = tmp_path / "texts", tmp_path / "out"
     conversions.prepare(source, target, "--to", "jsonl", "--jobs", 1)
     whole = conversions.files(target)
-    told = conversions.prepare(source, target, "--to", "jsonl", "--columns", "text", code=1)
+    told = conversions.prepare(source, target, "--to", "jsonl", "--columns", "text", "--jobs", 1, code=1)
     assert told["error"] == f'{target} was begun with columns [], and now it is ["text"]'
     with (source / "part-1.jsonl").open("a") as file:
         file.write('{"text": "more", "n": 1}\n')
-    told = conversions.prepare(source, target, "--to", "jsonl", code=1)
+    told = conversions.prepare(source, target, "--to", "jsonl", "--jobs", 1, code=1)
     assert told["error"].startswith(f"{target} was begun with source ")
     assert conversions.files(target) == whole
 
@@ -134,7 +134,7 @@ def test_overwrite_removes_what_was_made_and_nothing_else(tmp_path: Path) -> Non
     conversions.prepare(source, target, "--to", "mds", "--shard-bytes", "3KB", "--jobs", 1)
     assert len(conversions.files(target)) > 3
     (target / "notes").write_text("mine")
-    told = conversions.prepare(source, target, "--to", "jsonl", "--overwrite", code=1)
+    told = conversions.prepare(source, target, "--to", "jsonl", "--overwrite", "--jobs", 1, code=1)
     assert told["error"] == f"{target} holds 1 files that iostack prepare did not make, such as notes"
     assert list(conversions.files(target)) == ["notes"]
     (target / "notes").unlink()
@@ -157,7 +157,7 @@ def test_a_shard_that_vanished_is_made_again(tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     conversions.write_texts(tmp_path / "texts")
     words = (tmp_path / "texts", tmp_path / "out", "--to", "tokens", "--tokenizer", "bytes", "--shard-bytes", "5KB")
-    told = conversions.prepare(*words, "--dry-run")
+    told = conversions.prepare(*words, "--dry-run", "--jobs", 1)
     assert not (tmp_path / "out").exists()
     made = conversions.prepare(*words, "--jobs", 1)
     assert told["pieces"] == made["shards"]
