@@ -52,10 +52,10 @@ def test_a_column_without_text_names_those_that_there_are(tmp_path: Path) -> Non
 def test_keys_that_would_escape_are_bad_samples(tmp_path: Path) -> None:
     writer = build_writer("webdataset", {})
     sink = writer.open(tmp_path, 0, writer.layout([{"text": "x"}]))
-    samples = [{"__key__": key, "text": "x"} for key in ["good/key", *HOSTILE_KEYS, "good/key", "good/key"]]
-    first, *bad, again, twice = sink.write(samples, range(len(samples)))
+    samples = [{"__key__": key, "text": "x"} for key in ["good/key", *HOSTILE_KEYS, "good/key"]]
+    first, *bad, twice = sink.write(samples, range(len(samples)))
     sink.close()
-    assert (first, again) == ({"__key__": "good/key", "text": b"x"},) * 2
+    assert first == {"__key__": "good/key", "text": b"x"}
     for key, error in zip(HOSTILE_KEYS, bad, strict=True):
         assert str(error) == f"the key {key!r} cannot name members of a tar archive: it escapes, or holds a dot"
     assert str(twice) == "two samples in a row have the key 'good/key': they would become one"
