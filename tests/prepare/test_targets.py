@@ -10,10 +10,12 @@ from typing import Any
 import conversions
 import corpora
 import numpy as np
+import peers
 import pytest
 import zstandard
 
 import iostack
+from iostack.prepare.named import build_writer
 
 
 @pytest.fixture
@@ -118,3 +120,63 @@ def test_a_source_without_a_manifest_and_with_one_are_the_same(tmp_path: Path, t
     assert conversions.prepare(*words)["pieces_made"] == 0
     with iostack.open_corpus(tmp_path / "out") as corpus:
         assert len(corpus) == len(texts)
+
+
+def test_mds_is_what_mosaics_own_reader_gives(tmp_path: Path) -> None:
+    samples: list[dict[str, Any]] = [
+        {"text": f"häß {i}", "n": i - 3, "f": i / 3, "meta": {"a": [i, None]}, "ok": i % 2 == 0} for i in range(50)
+    ]
+    corpora.write_jsonl(tmp_path / "in" / "a.jsonl", samples)
+    conversions.prepare(tmp_path / "in", tmp_path / "out", "--to", "mds", "--jobs", 1, "--shard-bytes", "1500")
+    assert len(list((tmp_path / "out").glob("*.mds"))) > 2
+    assert peers.mosaic_samples(tmp_path / "out") == samples
+    assert conversions.read_back(tmp_path / "out") == samples
+
+
+def test_arrays_and_bytes_in_mds_are_what_mosaics_own_reader_gives(tmp_path: Path) -> None:
+    corpora.write_tokens(tmp_path / "in" / "a", [[[1, 2, 3]], [[70_000]]], "int32")
+    conversions.prepare(tmp_path / "in", tmp_path / "out", "--to", "mds", "--jobs", 1)
+    assert [each["tokens"].tolist() for each in peers.mosaic_samples(tmp_path / "out")] == [[1, 2, 3], [70_000]]
+    members = corpora.images(20)
+    corpora.write_tar(tmp_path / "tars" / "a.tar", members)
+    conversions.prepare(tmp_path / "tars", tmp_path / "bytes", "--to", "mds", "--jobs", 1)
+    assert peers.mosaic_samples(tmp_path / "bytes") == corpora.grouped(members)
+
+
+def test_parquet_is_what_datasets_reads(tmp_path: Path) -> None:
+    import datasets
+
+    samples = [
+        {"text": f"häß {i}", "n": i, "meta": {"a": [i, i + 1]}, "maybe": None if i % 3 else i / 2} for i in range(90)
+    ]
+    corpora.write_jsonl(tmp_path / "in" / "a.jsonl", samples)
+    conversions.prepare(tmp_path / "in", tmp_path / "out", "--to", "parquet", "--jobs", 1, "--shard-bytes", "2KB")
+    tables = sorted(map(str, (tmp_path / "out").glob("*.parquet")))
+    assert len(tables) > 1
+    read = datasets.Dataset.from_parquet(tables, cache_dir=str(tmp_path / "cache"))
+    assert list(read) == samples
+    assert list(conversions.read_back(tmp_path / "out")) == samples
+
+
+def test_row_groups_of_large_tables_are_of_some_mib(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    writer = build_writer("parquet", {})
+    random = np.random.default_rng(0)
+    samples = [{"data": random.bytes(1 << 20)} for _ in range(40)]
+    sink = writer.open(tmp_path, 0, writer.layout(samples[:1]))
+    for start in range(0, 40, 5):
+        sink.write(samples[start : start + 5], range(start, start + 5))
+    sink.close()
+    assert [pq.ParquetFile(tmp_path / "part-000000.parquet").metadata.row_group(i).num_rows for i in range(2)] == [
+        20,
+        20,
+    ]
+
+
+@pytest.mark.parametrize("to", ["mds", "parquet", "jsonl"])
+def test_a_corpus_goes_to_another_format_and_back(tmp_path: Path, to: str) -> None:
+    samples = conversions.write_texts(tmp_path / "texts")
+    conversions.prepare(tmp_path / "texts", tmp_path / "there", "--to", to, "--jobs", 1, "--shard-bytes", "3KB")
+    conversions.prepare(tmp_path / "there", tmp_path / "back", "--to", "jsonl", "--jobs", 1)
+    assert conversions.read_back(tmp_path / "back") == samples
