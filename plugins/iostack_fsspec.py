@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,6 +148,8 @@ def _object(path: str, detail: Mapping[str, Any]) -> ObjectInfo:
     if detail.get("size") is None:
         raise OriginError(f"{path}: the store does not tell its size", hint="serve it with a Content-Length")
     version = next((detail[key] for key in _VERSIONS if detail.get(key)), "")
+    if isinstance(version, datetime):  # the same file system gives a number of seconds elsewhere
+        version = version.timestamp()
     return ObjectInfo(path, int(detail["size"]), str(version).strip('"'))
 
 
