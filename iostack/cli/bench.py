@@ -1,15 +1,14 @@
-"""``iostack bench``: how fast a corpus becomes batches here."""
+"""``iostack bench``: how fast a corpus becomes batches here, and which stage holds it back."""
 
 from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,38 +16,22 @@ import click
 from iostack.cli.options import chosen_columns, columns_option, corpus_options, storage_options, transform_specs
 
 if TYPE_CHECKING:
+    from iostack.bench.rounds import Speed
+    from iostack.corpus.corpus import Corpus
     from iostack.loader.loader import Loader
 
 logger = logging.getLogger(__name__)
 
-_SECONDS = 10.0
-_SHOW_EVERY_S, _LOG_EVERY_S = 0.25, 5.0
-
-
-@dataclass
-class _Measured:
-    """What the batches after the first one took; ``first_batch_s`` counts from before the corpus was opened."""
-
-    first_batch_s: float
-    steps: int = 0
-    samples: int = 0
-    bytes: int = 0
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    data_wait_s: float = 0.0
-    wait_s: dict[str, float] = field(default_factory=dict)
-
-    def per_s(self, amount: float) -> float:
-        """Return how much that is in a second."""
-        return amount / self.wall_s if self.wall_s else 0.0
+_SECONDS, _ALONE_SECONDS, _STEPS_SECONDS = 10.0, 1.0, 5.0
+_LOG_EVERY_S = 5.0
 
 
 @click.command(
     epilog="""\b
 Examples:
   iostack bench ./tokens --seq-len 2048 --batch-size 8
-  iostack bench s3://bucket/text --seq-len 2048 --tokenizer huggingface:tokenizer.json
-  iostack bench ./images --transform '{"name": "keep", "columns": ["jpg"]}' --json
+  iostack bench s3://bucket/text --seq-len 2048 --tokenizer huggingface:tokenizer.json --step-ms 250
+  iostack bench ./images --transform '{"name": "keep", "columns": ["jpg"]}' --json --picture images.svg
 """
 )
 @corpus_options
@@ -68,6 +51,18 @@ Examples:
 @click.option("--tokenizer", default="bytes", show_default=True, metavar="NAME[:ARGUMENT]", help="For text.")
 @click.option("--text-column", default="text", show_default=True, metavar="NAME", help="Column that holds the text.")
 @click.option("--transform", "transforms", multiple=True, metavar="NAME|JSON", help="Map the samples; may be repeated.")
+@click.option(
+    "--alone-seconds",
+    type=click.FloatRange(0),
+    default=_ALONE_SECONDS,
+    show_default=True,
+    help="Measure each stage alone for so long; 0 leaves that out.",
+)
+@click.option("--step-ms", type=click.FloatRange(0, min_open=True), help="Simulate training steps of so many ms.")
+@click.option(
+    "--picture", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the figures: .svg or .png."
+)
+@click.option("--trace", type=click.Path(dir_okay=False), metavar="FILE", help="Write a timeline for ui.perfetto.dev.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(
     uri: str,
@@ -75,24 +70,24 @@ def bench(
     cache_dir: str | None,
     storage: tuple[str, ...],
     columns: str | None,
-    batch_size: int,
-    seq_len: int | None,
     steps: int | None,
     seconds: float | None,
-    ranks: int,
-    seed: int,
     threads: int | None,
-    workers: int,
-    tokenizer: str,
-    text_column: str,
     transforms: tuple[str, ...],
+    alone_seconds: float,
+    step_ms: float | None,
+    picture: Path | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Load batches of URI, and tell how fast they came and how long they were waited for.
+    """Load batches of URI, and tell how fast they came and which stage of the loader holds them back.
 
     Nothing is done with the batches. The clock starts when the corpus is opened; the first batch is told apart from the
-    rest, since it waits for the first shards. What was fetched before is in the cache folder and not fetched again.
+    rest, since it waits for the first shards. What was fetched before is in the cache folder and not fetched again. Then
+    each stage is measured alone, on the same data with the same threads.
     """
+    from iostack.bench.report import report
+    from iostack.bench.whole import simulate, take_batches
     from iostack.corpus.corpus import open_corpus
     from iostack.loader.loader import Loader
 
@@ -100,85 +95,34 @@ def bench(
     started = time.perf_counter()
     chosen = chosen_columns(columns)
     with open_corpus(uri, format=format, columns=chosen, cache_dir=cache_dir, **storage_options(storage)) as corpus:
-        loader = Loader(
-            corpus,
-            batch_size=batch_size,
-            seq_len=seq_len,
-            seed=seed,
-            rank=0,
-            ranks=ranks,
-            tokenizer=tokenizer,
-            text_column=text_column,
-            transforms=specs,
-            threads=threads,
-            workers=workers,
-        )
+        loader = Loader(corpus, rank=0, transforms=specs, threads=threads, **settings)
         with loader, _show_live() as show:
-            measured = _measure(loader, started, steps, seconds or (None if steps else _SECONDS), show)
-        facts = {"uri": corpus.uri, "format": corpus.format.name, **_facts(measured, loader, seq_len, ranks)}
+            whole = take_batches(loader, started, steps, seconds or (None if steps else _SECONDS), show)
+            simulated = None
+            if step_ms is not None:
+                simulated = simulate(loader, step_ms=step_ms, seconds=seconds or _STEPS_SECONDS, show=show)
+            loader.close()
+            alone = _alone(loader, corpus, alone_seconds, show) if alone_seconds else {}
+        facts = report(corpus, loader, whole, alone, simulated)
+    if picture is not None:
+        from iostack.bench.picture import draw
+
+        draw(facts, picture)
     if as_json:
         click.echo(json.dumps(facts))
     else:
         _print(facts)
 
 
-def _measure(
-    loader: Loader, started: float, steps: int | None, seconds: float | None, show: Callable[[str], None]
-) -> _Measured:
-    """Take batches until ``steps`` or ``seconds`` are over, whichever comes first."""
-    from iostack.loader.batch_bytes import batch_bytes
+def _alone(loader: Loader, corpus: Corpus, seconds: float, show: Callable[[str], None]) -> dict[str, Speed]:
+    from iostack.bench.alone import Stages
 
-    batches = iter(loader)
-    next(batches)
-    begun = shown = time.perf_counter()
-    measured = _Measured(first_batch_s=begun - started)
-    cpu_s, data_wait_s, wait_s = time.process_time(), loader.data_wait_s, _wait_s(loader)
-    for batch in batches:
-        measured.steps += 1
-        measured.samples += len(batch["sample_ids"])
-        measured.bytes += batch_bytes(batch)
-        now = time.perf_counter()
-        measured.wall_s = now - begun
-        if now - shown > _SHOW_EVERY_S:
-            shown = now
-            show(f"{measured.steps:,} batches, {measured.per_s(measured.samples):,.0f} samples/s")
-        if measured.steps == steps or (seconds is not None and measured.wall_s >= seconds):
-            break
-    measured.cpu_s = time.process_time() - cpu_s
-    measured.data_wait_s = loader.data_wait_s - data_wait_s
-    measured.wait_s = {stage: total - wait_s.get(stage, 0.0) for stage, total in _wait_s(loader).items()}
+    show("stages alone")
+    measured = {}
+    for stage, speed in Stages(loader, corpus).alone(seconds):
+        measured[stage] = speed
+        show(f"{stage} alone: {speed.samples_per_s:,.0f} samples/s")
     return measured
-
-
-def _wait_s(loader: Loader) -> dict[str, float]:
-    return {name: figures.wait_s for name, figures in loader.stages().items() if name != "consumer"}
-
-
-def _facts(measured: _Measured, loader: Loader, seq_len: int | None, ranks: int) -> dict[str, Any]:
-    return {
-        "batch_size": loader.batch_size,
-        "ranks": ranks,
-        "seq_len": seq_len,
-        "first_batch_s": round(measured.first_batch_s, 6),
-        "steps": measured.steps,
-        "wall_s": round(measured.wall_s, 6),
-        "cpu_s": round(measured.cpu_s, 6),
-        "samples_per_s": round(measured.per_s(measured.samples), 2),
-        "tokens_per_s": None if seq_len is None else round(measured.per_s(measured.samples * seq_len), 2),
-        "mb_per_s": round(measured.per_s(measured.bytes) / 1e6, 3),
-        "wait_share": round(min(1.0, measured.per_s(measured.data_wait_s)), 4),
-        "wait_s": {stage: round(total, 6) for stage, total in measured.wait_s.items()},
-        "bad_samples": loader.bad_samples.count,
-        "slow_samples": [
-            {"shard": slow.shard, "row": slow.row, "seconds": round(slow.seconds, 6)} for slow in loader.slow_samples()
-        ],
-        "peak_rss_bytes": _peak_rss_bytes(),
-    }
-
-
-def _peak_rss_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _slowest(slow_samples: list[dict[str, Any]]) -> str | None:
@@ -191,8 +135,8 @@ def _slowest(slow_samples: list[dict[str, Any]]) -> str | None:
 def _print(facts: dict[str, Any]) -> None:
     from iostack.sizes import format_bytes
 
-    waits = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in facts["wait_s"].items() if seconds)
-    tokens = facts["tokens_per_s"]
+    waits = [f"{stage} {share:.0%}" for stage, share in facts["wait_shares"].items() if share >= 0.005]
+    tokens, steps = facts["tokens_per_s"], facts["simulated"]
     lines = {
         "uri": facts["uri"],
         "format": facts["format"],
@@ -201,14 +145,34 @@ def _print(facts: dict[str, Any]) -> None:
         "samples/s": f"{facts['samples_per_s']:,.0f}",
         "tokens/s": None if tokens is None else f"{tokens:,.0f}",
         "MB/s": f"{facts['mb_per_s']:,.1f}",
-        "waiting": f"{facts['wait_share']:.1%}" + (f" ({waits})" if waits else ""),
         "bad samples": f"{facts['bad_samples']:,}" if facts["bad_samples"] else None,
         "slowest": _slowest(facts["slow_samples"]),
         "peak memory": format_bytes(facts["peak_rss_bytes"]),
+        "waited for": ", ".join(waits) or None,
+        "simulated": steps
+        and f"{steps['waited_steps']} of {steps['steps']} steps of {steps['step_ms']:g} ms waited,"
+        f" {steps['wait_share']:.1%} of the time",
     }
     for name, value in lines.items():
         if value is not None:
             click.echo(f"{name:<12} {value}")
+    _print_alone(facts["alone"])
+    for name, value in {
+        "held back by": facts["held_back_by"],
+        "so": facts["advice"],
+        "note": facts["first_epoch"],
+    }.items():
+        if value is not None:
+            click.echo(f"{name:<12} {value}")
+
+
+def _print_alone(alone: dict[str, dict[str, Any]]) -> None:
+    if alone:
+        click.echo(f"\n{'alone':<12} {'samples/s':>14} {'MB/s':>10} {'threads':>8}")
+        for stage, speed in alone.items():
+            figures = f"{speed['samples_per_s']:>14,.0f} {speed['mb_per_s']:>10,.1f} {speed['threads']:>8}"
+            click.echo(f"{stage:<12} {figures}")
+        click.echo()
 
 
 @contextmanager

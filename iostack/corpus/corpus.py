@@ -24,6 +24,7 @@ from iostack.corpus.contracts import (
     Origin,
     Sample,
     Shard,
+    ShardFiles,
     ShardReader,
     TableFormat,
     TableReader,
@@ -183,6 +184,20 @@ class Corpus:
     def fetch_shard(self, shard: int) -> None:
         """Bring the bytes of a shard to this machine; returns at once if they are here."""
         self._place.shard_files(self.manifest.shard(shard), self.format, self.columns)
+
+    def local_files(self, shard: int) -> ShardFiles:
+        """Return the local files of a shard, bringing them here first."""
+        return self._place.shard_files(self.manifest.shard(shard), self.format, self.columns)
+
+    @property
+    def origin(self) -> Origin:
+        """The storage itself, past the cache."""
+        return self._place.origin
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where remote and unpacked shards are kept."""
+        return self._place.folder
 
     def is_resident(self, shard: int) -> bool:
         """Return whether the bytes of a shard are on this machine."""

@@ -150,6 +150,9 @@ class Loader(IterableDataset[Batch]):
             skip=skip,
         )
         self.epochs = epochs
+        self.ranks = ranks
+        self.threads = threads
+        """Threads that decode, where no worker processes do."""
         self.position = 0
         self._trace = Trace(trace, name=f"iostack rank {rank} of {ranks}") if trace is not None else None
         self.meter = Meter(self._trace)
