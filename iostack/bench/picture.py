@@ -45,15 +45,14 @@ def draw(facts: Mapping[str, Any], path: Path) -> None:
             f"the whole: {_short(whole)} samples/s",
             (whole, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(0, 6),
+            xytext=(-2, 6),
             textcoords="offset points",
-            ha="center",
             color=_INK,
             fontweight="bold",
         )
         axes.set_xlabel("samples per second, each stage alone (logarithmic)", color=_SOFT)
         axes.set_title(_title(facts), loc="left", pad=30, color=_INK, fontsize=13, fontweight="bold")
-        axes.tick_params(length=0, colors=_INK)
+        axes.tick_params(which="both", length=0, colors=_INK)
         axes.grid(axis="x", color="#E6E6E6", zorder=0)
         for side in ("top", "right", "left", "bottom"):
             axes.spines[side].set_visible(False)

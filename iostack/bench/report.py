@@ -20,8 +20,8 @@ def report(
 ) -> dict[str, Any]:
     """Return all figures, JSON-safe; those that were not measured are None or empty."""
     seq_len = loader.plan.seq_len
-    verdict = judge(whole.wait_s if simulated is None or not simulated.waited_steps else simulated.wait_s)
     samples_per_s = whole.per_s(whole.samples)
+    verdict = judge(whole.wait_s, alone, samples_per_s)
     is_remote = corpus.num_shards > 0 and corpus.origin.local_path(corpus.manifest.path(0)) is None
     return {
         "uri": corpus.uri,

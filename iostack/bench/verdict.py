@@ -22,6 +22,13 @@ _ADVICE = {
 }
 
 
+_MUCH_FASTER_ALONE = 4.0
+_HANDING_OVER = (
+    "alone, {stage} is {ratio:.0f} times as fast as the whole: what costs is planning and handing over each batch, and threads"
+    " that take turns in Python; try a larger --batch-size, fewer --threads, or worker processes (data.workers)"
+)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The stage that holds the loader back, its share of the waiting, and what to change."""
@@ -31,12 +38,15 @@ class Verdict:
     advice: str
 
 
-def judge(wait_s: Mapping[str, float]) -> Verdict | None:
+def judge(wait_s: Mapping[str, float], alone: Mapping[str, Speed], whole_per_s: float) -> Verdict | None:
     """Return the stage that was waited for most; None where there was no waiting to speak of."""
     total_s = sum(wait_s.values())
     if total_s < _NEVER_S:
         return None
     stage = max(wait_s, key=wait_s.__getitem__)
+    ratio = alone[stage].samples_per_s / whole_per_s if stage in alone and whole_per_s else 0.0
+    if ratio > _MUCH_FASTER_ALONE:
+        return Verdict(stage, wait_s[stage] / total_s, _HANDING_OVER.format(stage=stage, ratio=ratio))
     return Verdict(stage, wait_s[stage] / total_s, _ADVICE[stage])
 
 

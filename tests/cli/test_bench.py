@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pty
@@ -9,11 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import corpora
 import numpy as np
 import pytest
+from http_store import serve
 
+from iostack.bench.rounds import Speed
+from iostack.bench.verdict import first_epoch_is_slower, judge
 from iostack.cli import main
 from iostack.stages import STAGES
 
@@ -33,7 +38,7 @@ def tokens(tmp_path: Path) -> Path:
 
 
 def _json(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
-    assert main(["bench", *map(str, arguments), "--json"]) == 0
+    assert main(["bench", *map(str, arguments), "--alone-seconds", "0.01", "--json"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     return json.loads(captured.out)
@@ -47,14 +52,18 @@ def test_tokens_are_measured(tokens: Path, capsys: pytest.CaptureFixture[str]) -
     assert facts["samples_per_s"] == pytest.approx(50 * 6 / facts["wall_s"], rel=0.02)
     batch_bytes = 6 * 65 * 8 + 6 + 6 * 8
     assert facts["mb_per_s"] == pytest.approx(50 * batch_bytes / facts["wall_s"] / 1e6, rel=0.02)
-    assert 0 <= facts["wait_share"] <= 1
+    assert set(facts["alone"]) == {"bare read", "origin"}
+    assert facts["held_back_by"] == "assemble"
 
 
 def test_text_is_tokenised_and_measured(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = _json(capsys, texts, "--seq-len", "32", "--steps", "20", "--tokenizer", "bytes", "--text-column", "text")
     assert facts["tokens_per_s"] > 0
     assert set(facts["wait_s"]) == {*STAGES} - {"consumer"}
-    assert sum(facts["wait_s"].values()) == pytest.approx(facts["wait_share"] * facts["wall_s"], rel=0.01)
+    assert sum(facts["wait_shares"].values()) == pytest.approx(1, abs=1e-3)
+    assert sum(facts["wait_s"].values()) <= facts["wall_s"] + 1e-3
+    assert set(facts["alone"]) == {"bare read", "origin", "read", "decode"}
+    assert all(speed["samples_per_s"] > 0 and speed["mb_per_s"] > 0 for speed in facts["alone"].values())
 
 
 def test_whole_samples_have_no_tokens_but_bytes(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,20 +88,98 @@ def test_seconds_bound_the_measurement(tokens: Path, capsys: pytest.CaptureFixtu
 
 def test_bad_samples_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.jsonl").write_text('{"n": 1}\n{\n{"n": 2}\n')
-    assert main(["bench", str(tmp_path), "--steps", "3", "--batch-size", "3", "--json"]) == 0
+    assert main(["bench", str(tmp_path), "--steps", "3", "--batch-size", "3", "--alone-seconds", "0", "--json"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["bad_samples"] == 1
 
 
 def test_the_table_says_what_json_says(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(tokens), "--seq-len", "64", "--steps", "5"]) == 0
+    assert main(["bench", str(tokens), "--seq-len", "64", "--steps", "5", "--alone-seconds", "0.01"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     names = [line[:12].strip() for line in captured.out.splitlines()]
     assert names == [
-        "uri", "format", "first batch", "measured", "samples/s", "tokens/s", "MB/s", "waiting", "peak memory",
+        "uri", "format", "first batch", "measured", "samples/s", "tokens/s", "MB/s", "peak memory", "waited for", "",
+        "alone", "bare read", "origin", "", "held back by", "so",
     ]  # fmt: skip
     assert "5 batches in" in captured.out
+
+
+def test_without_stages_alone_only_the_whole_is_measured(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(texts), "--steps", "5", "--alone-seconds", "0", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["alone"] == {}
+    assert facts["simulated"] is None
+
+
+def test_compressed_remote_shards_are_fetched_and_unpacked_alone(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = gzip.compress((texts / "a.jsonl").read_bytes())
+    with serve({f"/c/{name}.jsonl.gz": packed for name in "ab"}) as store:
+        facts = _json(capsys, f"{store.uri}/c/", "--steps", "5", "--cache-dir", tmp_path / "cache")
+    assert set(facts["alone"]) == {"bare read", "origin", "cache", "read", "assemble"}
+    assert facts["alone"]["cache"]["mb_per_s"] > 0
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "bench" in path.name], "copies are thrown away"
+
+
+def test_simulated_steps_that_waited_are_counted(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = _json(capsys, texts, "--seconds", "0.2", "--step-ms", "10")
+    simulated = facts["simulated"]
+    assert simulated["step_ms"] == 10
+    assert 0 < simulated["steps"] <= 20
+    assert simulated["waited_share"] == pytest.approx(simulated["waited_steps"] / simulated["steps"], abs=1e-3)
+    assert 0 <= simulated["wait_share"] <= 1
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_the_picture_has_a_bar_for_each_stage(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"bench.{kind}"
+    facts = _json(capsys, texts, "--steps", "5", "--picture", path)
+    if kind == "svg":
+        root = ElementTree.parse(path).getroot()
+        words = {text.text for text in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert set(facts["alone"]) <= words
+        assert any(str(text).startswith("the whole: ") for text in words)
+    else:
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_is_told(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ["--steps", "2", "--alone-seconds", "0", "--picture", str(tmp_path / "nowhere" / "a.svg")]
+    assert main(["bench", str(texts), *arguments]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_trace_of_a_bench_is_one_list_of_events(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _json(capsys, texts, "--steps", "5", "--trace", tmp_path / "trace.json")
+    assert {"read", "wait"} <= {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())}
+
+
+def test_the_stage_that_was_waited_for_most_holds_the_loader_back() -> None:
+    speeds = {stage: Speed(100.0, 100, 1.0, 1.0, 4) for stage in STAGES}
+    verdict = judge({"origin": 3.0, "decode": 1.0}, speeds, 90.0)
+    assert verdict is not None
+    assert (verdict.stage, verdict.share) == ("origin", 0.75)
+    assert "storage is the limit" in verdict.advice
+    handing_over = judge({"assemble": 1.0}, speeds, 10.0)
+    assert handing_over is not None
+    assert "10 times as fast" in handing_over.advice
+    assert judge({"origin": 0.0}, speeds, 90.0) is None
+    assert (
+        first_epoch_is_slower(speeds, 500.0, is_remote=True)
+        == "until all shards are cached, origin allows 100 samples/s"
+    )
+    assert first_epoch_is_slower(speeds, 500.0, is_remote=False) is None
+    assert first_epoch_is_slower(speeds, 50.0, is_remote=True) is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +211,7 @@ def test_what_is_wrong_is_told_in_one_line_and_a_hint(
 def test_on_a_terminal_a_live_line_shows_and_stdout_stays_clean(tokens: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "import sys; from iostack.cli import main; sys.exit(main())"]
-    command += ["bench", str(tokens), "--seq-len", "64", "--seconds", "1", "--json"]
+    command += ["bench", str(tokens), "--seq-len", "64", "--seconds", "1", "--alone-seconds", "0", "--json"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
     ) as process:
