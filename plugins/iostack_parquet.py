@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from iostack import hookimpl
 from iostack.cache.residency import Unpacking
 from iostack.corpus.contracts import Columns, Counts, Format, ObjectInfo, Origin, Shard, ShardFiles, ShardReader
+from iostack.errors import FormatError
 
 _SUFFIXES = (".parquet", ".parq", ".pq")
+_SPLIT = re.compile(r"(?P<folder>.*/)?(?P<split>[^/]+?)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
+_SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 
 @hookimpl
@@ -24,7 +28,9 @@ class Parquet:
     is_compressed = True
 
     def find_shards(self, objects: Sequence[ObjectInfo]) -> Sequence[Shard]:
-        return [Shard(info) for info in objects if info.path.lower().endswith(_SUFFIXES)]
+        shards = [Shard(info) for info in objects if info.path.lower().endswith(_SUFFIXES)]
+        _refuse_splits([shard.object.path for shard in shards])
+        return shards
 
     def count(self, shard: Shard, origin: Origin) -> Counts | None:
         from iostack.corpus.parquet_footer import read_footer
@@ -46,6 +52,21 @@ class Parquet:
         from iostack.corpus.arrow_reader import open_arrow
 
         return open_arrow(files)
+
+
+def _refuse_splits(paths: Sequence[str]) -> None:
+    """Refuse a folder that holds several splits side by side, as the hub lays them out: train is not to read test."""
+    found: dict[str, dict[str, str]] = {}
+    for path in paths:
+        if named := _SPLIT.fullmatch(path):
+            found.setdefault(named["folder"] or "", {}).setdefault(named["split"], path)
+    for folder, splits in found.items():
+        if len(splits) > 1 and not splits.keys().isdisjoint(_SPLITS):
+            one = "train" if "train" in splits else min(splits)
+            raise FormatError(
+                f"{folder or './'} holds the splits {', '.join(sorted(splits))}",
+                hint=f"open one of them, in quotes: 'URI/{folder}{one}-*'",
+            )
 
 
 def _always(_: object) -> bool:

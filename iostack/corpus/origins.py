@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from iostack.corpus.contracts import Origin
+from iostack.corpus.matching_origin import MatchingOrigin, split_pattern
 from iostack.errors import OriginError, redact
 from iostack.registry import registry
 
@@ -36,11 +37,13 @@ def uri_below(uri: str, path: str) -> str:
 
 def object_uri(uri: str, path: str) -> str:
     """Return how messages name an object of the corpus at ``uri``, which may be that object itself."""
+    if _HTTP.match(uri) is None:
+        uri, _ = split_pattern(uri)
     return uri if split_query(uri)[0].endswith(f"/{path}") else uri_below(uri, path)
 
 
 def open_origin(uri: str, options: Mapping[str, Any]) -> Origin:
-    """Open the storage behind ``uri`` with the plugin that serves its scheme.
+    """Open the storage behind ``uri`` with the plugin that serves its scheme; a star in the last part chooses objects.
 
     Raises:
         OriginError: no plugin serves it.
@@ -53,4 +56,6 @@ def open_origin(uri: str, options: Mapping[str, Any]) -> Origin:
             f"no plugin opens {scheme}:// ({redact(uri)}){registry().blame_broken()}",
             hint="run: iostack plugins",
         )
-    return cast(Origin, opener(uri, options))
+    folder, pattern = (uri, "") if _HTTP.match(uri) else split_pattern(uri)
+    origin = cast(Origin, opener(folder, options))
+    return MatchingOrigin(origin, pattern) if pattern else origin

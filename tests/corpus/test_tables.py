@@ -423,3 +423,33 @@ def test_the_commands_take_columns(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["bench", str(tmp_path), "--columns", "text", "--seconds", "0.1", "--json"]) == 0
     assert main(["inspect", str(tmp_path), "--columns", "tex"]) == 2
     assert "did you mean 'text'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_splits_side_by_side_are_refused_and_a_star_chooses_one(tmp_path: Path, scheme: str) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    (tmp_path / "data").mkdir()
+    for shard in range(2):
+        pq.write_table(pa.table({"a": [shard]}), tmp_path / "data" / f"train-{shard:05}-of-00002.parquet")
+    pq.write_table(pa.table({"a": [9]}), tmp_path / "data" / "test-00000-of-00001.parquet")
+    try:
+        memory.put(str(tmp_path), "/splits", recursive=True)
+        uri = f"{scheme}splits" if scheme else str(tmp_path)
+        with pytest.raises(FormatError, match="data/ holds the splits test, train") as caught:
+            iostack.open_corpus(uri)
+        assert "'URI/data/train-*'" in caught.value.hint
+        train = iostack.open_corpus(f"{uri}/data/train-*")
+        assert list(train) == [{"a": 0}, {"a": 1}]
+        assert train.shard_name(1) == f"{uri}/data/train-00001-of-00002.parquet"
+        assert list(pickle.loads(pickle.dumps(train))) == list(train)
+        done = build_manifest(f"{uri}/data/train-*")
+        assert "manifests" in done.file
+        assert iostack.open_corpus(f"{uri}/data/train-*").indexed
+        assert not iostack.open_corpus(f"{uri}/data/test-*").indexed
+        with pytest.raises(CorpusError, match="nothing matches"):
+            iostack.open_corpus(f"{uri}/data/dev-*")
+    finally:
+        memory.store.clear()
+        memory.pseudo_dirs[:] = [""]
