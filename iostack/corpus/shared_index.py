@@ -47,7 +47,10 @@ class SharedIndexes(Generic[Parsed]):
             raise ShardError(f"{files.name}: the manifest names no index for it", hint="run: iostack index URI")
         path = files.companions[0]
         name = f"{files.name.removesuffix(files.shard.object.path)}{files.shard.companions[0].path}"
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise ShardError(f"{name}: cannot be read: {error.strerror}", hint="check that it is there") from error
         return self._once((path, status.st_mtime_ns, status.st_size), status.st_size, path.read_bytes, name)
 
     def _once(self, key: object, size: int, read: Callable[[], bytes], name: str) -> Parsed:

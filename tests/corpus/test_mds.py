@@ -316,3 +316,23 @@ def test_sizes_that_lie_allocate_nothing(mixed: Path, tmp_path: Path) -> None:
     assert "column 'p'" in first.message
     assert all(isinstance(sample, dict) for sample in others)
     assert peak < 4 << 20
+
+
+def test_a_remote_index_is_read_once_for_all_shards_and_once_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    folder = write(tmp_path / "mds", NUMBERS, numbers(600))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/mds-once", recursive=True)
+    loads: list[int] = []
+    parse, size = json.loads, (folder / "index.json").stat().st_size
+    monkeypatch.setattr("iostack.corpus.shared_index.json.loads", lambda text: loads.append(len(text)) or parse(text))
+    try:
+        corpus = iostack.open_corpus("memory://mds-once")
+        assert (corpus.num_shards > 4, len(corpus), loads.count(size)) == (True, 600, 1)
+        assert_same([corpus[number] for number in range(600)], numbers(600))
+        assert loads.count(size) == 2
+    finally:
+        memory.rm("/mds-once", recursive=True)
