@@ -16,7 +16,7 @@ import pluggy
 if TYPE_CHECKING:
     import click
 
-    from iostack.corpus.contracts import Format, OpenOrigin, Tokenizer, Transform
+    from iostack.corpus.contracts import Filter, Format, OpenOrigin, Tokenizer, Transform
     from iostack.prepare.contracts import Engine, Writer
     from trainer.contracts import BuildCallback, BuildModel, Parallelism
 
@@ -35,6 +35,11 @@ def iostack_origins() -> Mapping[str, OpenOrigin] | None:
 @hookspec
 def iostack_formats() -> Sequence[Format] | None:
     """Formats: each says which objects of a listing are its shards, and reads one shard."""
+
+
+@hookspec
+def iostack_filters() -> Mapping[str, Callable[..., Filter]] | None:
+    """Filters by name: ``build(**options) -> Filter``, a callable that says of one sample whether it is kept."""
 
 
 @hookspec

@@ -154,3 +154,16 @@ class Opaque:
 
 def opaque(sample: Sample) -> Sample:
     return sample | {"value": Opaque()}
+
+
+def is_third(sample: Sample) -> bool:
+    """A filter of images that finds every ninth bad."""
+    number = json.loads(sample["json"])["i"]
+    if number % 9 == 2:
+        raise ValueError(f"{number} cannot be judged")
+    return bool(number % 3)
+
+
+def is_long(sample: Sample) -> bool:
+    """A filter of texts."""
+    return len(sample["text"]) > 30

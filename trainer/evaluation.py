@@ -53,7 +53,7 @@ class Evaluation(Callback):
 
     def on_run_start(self, run: Run) -> None:
         """Open the corpus: a URI that cannot be read ends the run here, not hours later."""
-        data = run.settings.data.model_copy(update={"lanes": "auto", "phases": (), "skip": ""})
+        data = run.settings.data.model_copy(update={"lanes": "auto", "phases": (), "skip": "", "filters": ()})
         source = Source(open_held_out(self._uri, run.settings.data, self._storage_options))
         with open_loader([source], data, data_rank=0, data_ranks=1, device=torch.device("cpu")) as alone:
             lanes = alone.lanes

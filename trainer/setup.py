@@ -104,6 +104,7 @@ def open_sources(data: DataSettings) -> list[Source]:
             source.weight,
             source.transforms,
             source.epochs or None,
+            source.filters,
         )
         for source in data.sources
     ]
@@ -158,6 +159,7 @@ def open_loader(
         tokenizer=data.tokenizer,
         text_column=data.text_column,
         transforms=data.transforms,
+        filters=data.filters,
         phases=[phase.model_dump() for phase in data.phases],
         skip=data.skip or (),
         epochs=epochs,

@@ -23,6 +23,9 @@ Sample = dict[str, Any]
 Columns = tuple[str, ...] | None
 """The columns that are read, in this order; None: all."""
 
+Filter = Callable[[Sample], bool]
+"""Says whether a sample is kept; must be a pure function of its argument. An exception makes the sample bad."""
+
 Transform = Callable[[Sample], Sample]
 """Maps one sample to one sample; must be a pure function of its argument. An exception makes the sample bad."""
 

@@ -49,6 +49,17 @@ class BadSamples:
             log.warning("every sample of %s is bad (%s): nothing appears in its place", unit, error)
         self._refuse_too_many(count, bad[0], error)
 
+    def left_out(self, bad: str, error: Exception) -> None:
+        """Report that nothing stands in for ``bad``, of which filters could not tell whether it is kept.
+
+        Raises:
+            SubstitutionError: the budget is exceeded.
+        """
+        count, are_new = self._add([bad])
+        if are_new:
+            log.warning("bad sample %s (%s): it is left out", bad, error)
+        self._refuse_too_many(count, bad, error)
+
     def _add(self, bad: Sequence[str]) -> tuple[int, bool]:
         """Return how many different ones were met, and whether any of these is met for the first time."""
         with self._lock:

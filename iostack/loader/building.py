@@ -10,7 +10,7 @@ from iostack.loader.documents import DocumentSource
 from iostack.loader.fitted import FittedDocumentSource
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.reading import Reading
-from iostack.loader.row_sources import IndexedRows, UnindexedRows
+from iostack.loader.row_sources import IndexedRows, UnitRows
 from iostack.loader.samples import SampleBatches, SampleSource
 from iostack.loader.schedule import Schedule
 from iostack.loader.sequences import SequenceBatches, SequenceSource, batches_planned
@@ -59,7 +59,7 @@ def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:
 
 
 def _sample_source(source: PlannedSource, reading: Reading) -> SampleSource:
-    return UnindexedRows(source, reading) if source.uses_units else IndexedRows(source, reading)
+    return UnitRows(source, reading) if source.uses_units else IndexedRows(source, reading)
 
 
 def _mean_batch_bytes(plan: LoaderPlan, schedule: Schedule) -> int:

@@ -44,6 +44,7 @@ class FittedDocumentSource(StreamedSource[UnitSequences]):
             meter=reading.meter,
             begin=lambda unit: None,
             why_nothing=self._why_nothing,
+            most_in_vain=source.most_units_in_vain,
         )
         super().__init__(source.number, Residency(source.corpus, reading.lookahead_bytes, reading.meter), units)
 

@@ -29,7 +29,7 @@ from iostack.loader.device import LoadedBatch, find_device, to_device
 from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.memory import memory_of
 from iostack.loader.meter import Meter, StageFigures
-from iostack.loader.named import TransformSpec
+from iostack.loader.named import FilterSpec, TransformSpec
 from iostack.loader.phases import PhaseSpec
 from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
 from iostack.loader.reading import Reading
@@ -68,6 +68,8 @@ class Loader(IterableDataset[Batch]):
         transforms: names, tables with options, or callables; they map one sample to one sample.
         packing: ``"none"`` cuts token shards and text into sequences as they come; ``"split"`` and ``"best_fit"`` pack
             documents, and say where they begin; see ``iostack.packing``.
+        filters: names, tables with options, or callables that say of a sample whether it is kept; they look at samples as
+            they stand in the shards, before any transform. A filtered source is read by units.
         phases: ``{"after_samples": n, "weights": [...]}``: from the n-th sample on, rounded up to a multiple of the lanes,
             the sources of a mix have other weights; 0 leaves one out.
         skip: a skip list, as ``iostack plan --write-skip`` writes it, or sample ids: these never come. Where counts tell the
@@ -108,6 +110,7 @@ class Loader(IterableDataset[Batch]):
         text_column: str = "text",
         transforms: Sequence[TransformSpec] = (),
         packing: str = "none",
+        filters: Sequence[FilterSpec] = (),
         phases: Sequence[PhaseSpec] = (),
         skip: SkipSpec = (),
         epochs: int | None = None,
@@ -146,6 +149,7 @@ class Loader(IterableDataset[Batch]):
             tokenizer=tokenizer,
             text_column=text_column,
             transforms=transforms,
+            filters=filters,
             phases=phases,
             skip=skip,
         )

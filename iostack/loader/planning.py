@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from iostack.corpus.contracts import TableFormat, Tokenizer, Transform
+from iostack.corpus.contracts import Filter, TableFormat, Tokenizer, Transform
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, SettingsError, UsageError
-from iostack.loader.named import TransformSpec, find_tokenizer, find_transforms
+from iostack.loader.named import FilterSpec, TransformSpec, find_filters, find_tokenizer, find_transforms
 from iostack.loader.phases import PhaseSpec, read_phases, refuse_epochs_by_data
 from iostack.loader.schedule import Int64s
 from iostack.loader.skip_list import SkipSpec, digest_of, read_skip_list
@@ -29,6 +29,7 @@ from iostack.suggest import closest
 _TYPICAL_TEXT_COMPRESSION = 4
 _LANES_LIMIT = 1 << 20
 """Each takes memory of its own; even the largest runs have fewer ranks."""
+_MOST_IN_VAIN, _EPOCHS_IN_VAIN = 1000, 32
 _SOURCE = 8
 """Purpose of keys; see ``iostack.plan.indexed``."""
 PACKINGS = ("none", "split", "best_fit")
@@ -39,6 +40,8 @@ PACKINGS = ("none", "split", "best_fit")
 class Source:
     """One corpus of a mix. ``weight`` is its share of the samples; ``transforms`` run before tokenising and batching.
 
+    Only samples that all ``filters`` keep come; they look at samples as they stand in the shards, before any transform.
+
     After ``epochs`` the source leaves the mix, and the others go on with the weights that they have.
     """
 
@@ -46,11 +49,14 @@ class Source:
     weight: float = 1.0
     transforms: Sequence[TransformSpec] = ()
     epochs: int | None = None
+    filters: Sequence[FilterSpec] = ()
 
 
 @dataclass(frozen=True)
 class PlannedSource:
-    """A source with all that decides its order. ``kind`` is tokens, documents (of token shards), text, rows or unindexed.
+    """A source with all that decides its order.
+
+    ``kind`` is tokens, documents (of token shards), text, rows, unindexed or filtered.
 
     ``counts`` is int64[S]: what the plan permutes, of each shard (sequences or rows; -1 where not known). ``unit_bytes``
     is about what a unit takes uncompressed. ``tokenizer_choice`` is what named the tokenizer, if anything did. After
@@ -73,20 +79,29 @@ class PlannedSource:
     text_column: str = ""
     epochs: int | None = None
     skip: SkipList = field(default_factory=SkipList)
+    filters: Sequence[Filter] = ()
+    filter_names: Sequence[Any] = ()
 
     @property
     def uses_units(self) -> bool:
         """Whether outputs are known only once units are read."""
-        return self.kind in ("text", "documents", "unindexed")
+        return self.kind in ("text", "documents", "unindexed", "filtered")
 
     @property
     def num_units(self) -> int:
         """Units of one epoch, of a source that uses them."""
         return int(np.where(self.counts < 0, 1, -(-self.counts // max(self.unit_rows, 1))).sum())
 
+    @property
+    def most_units_in_vain(self) -> int:
+        """How many units in a row may give a lane nothing: with filters about an epoch's, for reading more costs hours."""
+        return self.num_units + _MOST_IN_VAIN if self.filters else _EPOCHS_IN_VAIN * self.num_units
+
     def fields(self) -> dict[str, Any]:
         """Return what decides order, for the state."""
         known: dict[str, Any] = {"kind": self.kind, "window": self.window}
+        if self.filter_names:
+            known["filters"] = list(self.filter_names)
         if self.transform_names:
             known["transforms"] = list(self.transform_names)
         if self.uses_units:
@@ -176,6 +191,7 @@ def plan_loader(
     tokenizer: str | Tokenizer,
     text_column: str,
     transforms: Sequence[TransformSpec],
+    filters: Sequence[FilterSpec] = (),
     phases: Sequence[PhaseSpec] = (),
     skip: SkipSpec = (),
 ) -> LoaderPlan:
@@ -199,6 +215,7 @@ def plan_loader(
             tokenizer,
             text_column,
             (*source.transforms, *transforms),
+            (*source.filters, *filters),
         )
         for number, source in enumerate(sources)
     ]
@@ -234,13 +251,17 @@ def _plan_source(
     tokenizer: str | Tokenizer,
     text_column: str,
     transform_specs: Sequence[TransformSpec],
+    filter_specs: Sequence[FilterSpec],
 ) -> PlannedSource:
     corpus, manifest = source.corpus, source.corpus.manifest
     transforms, names = find_transforms(transform_specs)
+    filters, filter_names = find_filters(filter_specs)
     total_bytes = int(manifest.bytes.sum())
     if corpus.holds_tokens and seq_len is not None:
         if transforms:
             raise UsageError(f"{corpus.uri}: transforms map samples, but token shards are cut into sequences directly")
+        if filters:
+            raise UsageError(f"{corpus.uri}: filters choose samples, but token shards are cut into sequences directly")
         if packing != "none":
             _refuse_no_documents(corpus, packing)
     if corpus.holds_tokens and seq_len is not None and packing != "best_fit":
@@ -252,6 +273,26 @@ def _plan_source(
     if not counts.any():
         raise PlanError(f"{corpus.uri} holds no samples: {manifest.num_shards} shards, all empty")
 
+    if seq_len is None and manifest.samples is not None and filters:
+        num_rows = int(counts.sum())
+        unit_rows = choose_unit_rows(num_rows, total_bytes, 0)
+        unit_bytes = total_bytes / num_rows * unit_rows
+        window = choose_window(window_bytes, unit_bytes)
+        return PlannedSource(
+            corpus,
+            number,
+            seed,
+            "filtered",
+            counts,
+            window,
+            transforms,
+            names,
+            unit_rows=unit_rows,
+            unit_bytes=unit_bytes,
+            filters=filters,
+            filter_names=filter_names,
+        )
+
     if seq_len is None and manifest.samples is not None:
         window = choose_window(window_bytes, total_bytes / int(counts.sum()))
         return PlannedSource(corpus, number, seed, "rows", counts, window, transforms, names)
@@ -260,10 +301,20 @@ def _plan_source(
         shard_bytes = total_bytes / manifest.num_shards
         window = choose_window(window_bytes, shard_bytes)
         return PlannedSource(
-            corpus, number, seed, "unindexed", counts, window, transforms, names, unit_bytes=shard_bytes
+            corpus,
+            number,
+            seed,
+            "unindexed",
+            counts,
+            window,
+            transforms,
+            names,
+            unit_bytes=shard_bytes,
+            filters=filters,
+            filter_names=filter_names,
         )
 
-    if corpus.columns is None and not transforms and isinstance(corpus.format, TableFormat):
+    if corpus.columns is None and not (transforms or filters) and isinstance(corpus.format, TableFormat):
         corpus = corpus.with_columns([text_column])  # nothing else is looked at
     text_bytes = total_bytes * (_TYPICAL_TEXT_COMPRESSION if _is_compressed(corpus) else 1)
     unit_rows = choose_unit_rows(int(counts.sum()), text_bytes, seq_len) if manifest.samples is not None else 0
@@ -285,6 +336,8 @@ def _plan_source(
         tokenizer=None if holds_tokens else find_tokenizer(tokenizer),
         tokenizer_choice=tokenizer if isinstance(tokenizer, str) else "",
         text_column="" if holds_tokens else text_column,
+        filters=filters,
+        filter_names=filter_names,
     )
 
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iostack.corpus.contracts import ShardReader
+from iostack.corpus.contracts import Sample, ShardReader
 from iostack.corpus.corpus import Corpus
+from iostack.errors import IostackError, PluginError
 from iostack.loader.meter import Meter, Pending
 from iostack.loader.threads import Threads, patience_s
 from iostack.plan.indexed import IndexedPlan
 from iostack.stages import stage, tally_here
 
 Int64s = NDArray[np.int64]
+ReadRows = Callable[[Sequence[int]], Sequence[Sample | Exception]]
 
 _FETCH_THREADS = 4
 _OPEN_SHARDS = 1024
@@ -103,6 +105,27 @@ class Residency:
         reader = self._readers.get(shard)
         samples = reader.counts.samples if reader is not None else 0
         return int(self.corpus.manifest.bytes[shard]) * num_rows // samples if samples else 0
+
+    def read_rows(
+        self, shard: int, rows: list[int], read_by: Callable[[ReadRows], Sequence[Sample | Exception]] | None = None
+    ) -> Sequence[Sample | Exception]:
+        """Return the samples of some rows of a shard, waiting for its bytes if need be; thread-safe.
+
+        ``read_by`` calls the reader in a way of its own.
+
+        Raises:
+            IostackError: as ``reader`` does. PluginError: the reader failed in its own way.
+        """
+        reader = self.reader(shard)
+        label = partial(self.corpus.shard_name, shard)
+        try:
+            with stage("read", samples=len(rows), num_bytes=self.stored_bytes(shard, len(rows)), label=label):
+                return reader.read(rows) if read_by is None else read_by(reader.read)
+        except IostackError:
+            raise
+        except Exception as error:
+            name = self.corpus.shard_name(shard)
+            raise PluginError(f"the reader of {name} failed on rows {rows}: {type(error).__name__}: {error}") from error
 
     def stop(self) -> None:
         """Stop fetching ahead, and wait for the fetches under way; the next ``want_windows`` begins anew."""

@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 
-from iostack.errors import PlanError
 from iostack.loader.lookahead import LookAhead
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
-from iostack.loader.rows import RowReader, RowUnit, load_row_unit
+from iostack.loader.row_units import RowUnit, RowUnits
+from iostack.loader.rows import RowReader
 from iostack.loader.schedule import Draws, Int64s
 from iostack.loader.sources import IndexedSource, StreamedSource
 from iostack.loader.state import Cursors
@@ -47,16 +47,17 @@ class IndexedRows(IndexedSource):
         return Part(draws.places, _shard_bytes(self.residency, located), task)
 
 
-class UnindexedRows(StreamedSource[RowUnit]):
-    """One corpus whose counts are not known: lanes deal whole shards, rows are permuted within each."""
+class UnitRows(StreamedSource[RowUnit]):
+    """One corpus that is read by units: its counts are not known, or filters choose. Rows are permuted within each."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
         plan = source.unit_plan(reading.plan.lanes)
         self.reader = RowReader(source, residency, reading.bad_samples, reading.watch, plan)
+        rows = RowUnits(source, residency)
         units = UnitSource(
             plan,
-            partial(load_row_unit, residency, source),
+            rows.load,
             corpus=source.corpus,
             meter=reading.meter,
             own_lanes=reading.own_lanes,
@@ -64,11 +65,9 @@ class UnindexedRows(StreamedSource[RowUnit]):
             lookahead=LookAhead(reading.lookahead_bytes, source.unit_bytes),
             threads=reading.threads,
             slack_s=reading.slack_s,
-            begin=lambda outputs: None,
-            why_nothing=lambda told: PlanError(
-                f"{source.corpus.uri} holds no samples: all its shards are empty, or all is skipped ({told})",
-                hint="use a corpus that holds some",
-            ),
+            begin=partial(rows.report_bad_rows, bad_samples=reading.bad_samples),
+            why_nothing=rows.why_nothing,
+            most_in_vain=source.most_units_in_vain,
         )
         super().__init__(source.number, residency, units)
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from iostack.corpus.contracts import Sample
-from iostack.errors import IostackError, PluginError, SampleError
+from iostack.errors import SampleError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.planning import PlannedSource
 from iostack.loader.residency import Residency
+from iostack.loader.row_units import RowUnits, substitutes_by_unit
 from iostack.loader.schedule import Int64s
 from iostack.loader.tasks import RowsTask, UnitRow
 from iostack.loader.transforming import Transforming
 from iostack.loader.watch import Watch, read_watched
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan
-from iostack.plan.keyed import derive_key, permutation
-from iostack.plan.units import Unit, UnitPlan
+from iostack.plan.units import UnitPlan
 from iostack.stages import stage
-
-_ROW_ORDER = 6
 
 
 class RowReader:
@@ -42,7 +39,7 @@ class RowReader:
         self._watch = watch
         self._bad_samples = bad_samples
         self._plan = plan
-        self._load = partial(load_row_unit, residency, source)
+        self._load = RowUnits(source, residency).load
 
     def read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
         """Return the samples of the task and their identities; bad ones are reported where they are valid."""
@@ -74,17 +71,9 @@ class RowReader:
 
     def _read(self, shard: int, rows: list[int]) -> Sequence[Sample | Exception]:
         self._watch.reading(self.number, shard, -1)
-        reader = self.residency.reader(shard)
-        num_bytes = self.residency.stored_bytes(shard, len(rows))
-        label = partial(self.residency.corpus.shard_name, shard)
-        try:
-            with stage("read", samples=len(rows), num_bytes=num_bytes, label=label):
-                return read_watched(reader.read, self._watch, self.number, shard, rows)
-        except IostackError:
-            raise
-        except Exception as error:
-            name = self.residency.corpus.shard_name(shard)
-            raise PluginError(f"the reader of {name} failed on rows {rows}: {type(error).__name__}: {error}") from error
+        return self.residency.read_rows(
+            shard, rows, lambda read: read_watched(read, self._watch, self.number, shard, rows)
+        )
 
     def _report(self, bad: Exception, place: tuple[int, int], substitute: tuple[int, int]) -> None:
         name = self.residency.corpus.shard_name
@@ -114,40 +103,3 @@ class RowReader:
         assert not isinstance(origin, UnitRow)
         rows = self._plan.substitutes(int(origin))
         return zip(rows.shards.tolist(), rows.rows.tolist(), strict=True)
-
-
-class RowUnit:
-    """The rows of one unit in permuted order, unread: for corpora whose counts are not known.
-
-    ``num_bytes`` are those of its shard, which is here but not in memory.
-    """
-
-    def __init__(self, unit: Unit, order: Int64s, num_bytes: int) -> None:
-        self.unit = unit
-        self.order = order
-        self.num_bytes = num_bytes
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-
-def load_row_unit(residency: Residency, source: PlannedSource, unit: Unit) -> RowUnit:
-    """Return the permuted rows of a unit that is a whole shard, without those to skip; opens it and so learns its count."""
-    num_rows = residency.reader(unit.shard).counts.samples
-    order = permutation(derive_key(source.seed, _ROW_ORDER, unit.epoch, unit.number), num_rows)
-    if len(source.skip):
-        identities = row_identities(source.number, np.full(num_rows, unit.shard, np.int64), order)
-        order = order[~source.skip.holds(identities)]
-    return RowUnit(unit, order, int(residency.corpus.manifest.bytes[unit.shard]))
-
-
-def substitutes_by_unit(origin: UnitRow, plan: UnitPlan, load: Callable[[Unit], RowUnit]) -> Iterator[tuple[int, int]]:
-    """Yield the substitutes of a row as (shard, row): the outputs after it around its unit, then those of other units.
-
-    A unit may hold nothing good, even a single row; so it borrows from the units after it, around their window.
-    """
-    for row in np.roll(load(origin.unit).order, -origin.output)[1:].tolist():
-        yield origin.unit.shard, row
-    for other in plan.substitutes(origin.lane, origin.draw):
-        for row in load(other).order.tolist():
-            yield other.shard, row

@@ -22,8 +22,6 @@ from iostack.plan.units import Unit, UnitPlan
 Cursor = tuple[int, int, int]
 """(draw, outputs given of that unit, outputs given in all)."""
 
-_MOST_EPOCHS_WITHOUT_OUTPUT = 32
-
 
 class Outputs(Protocol):
     """What one unit gives."""
@@ -45,7 +43,7 @@ class UnitSource(Generic[Given]):
     ``load`` turns a unit into its outputs and runs in pool threads; ``begin`` is told of the outputs when a lane comes to
     them. ``epochs`` bounds a finite pass. Units are loaded ahead in the order in which lanes will need them,
     as far as ``lookahead`` has room, each for as long as its bytes and ``slack_s`` allow. ``why_nothing`` gives the error where
-    no unit gives any output.
+    no unit gives any output, or ``most_in_vain`` units of a lane in a row give none.
     """
 
     def __init__(
@@ -62,6 +60,7 @@ class UnitSource(Generic[Given]):
         slack_s: float = 0.0,
         begin: Callable[[Given], None],
         why_nothing: Callable[[str], IostackError],
+        most_in_vain: int,
     ) -> None:
         self.units = units
         self.own_lanes = own_lanes
@@ -78,6 +77,7 @@ class UnitSource(Generic[Given]):
         self._empty: set[int] = set()
         self._begin = begin
         self._why_nothing = why_nothing
+        self._most_in_vain = most_in_vain
 
     def stream(self, lane: int) -> LaneStream[Given]:
         """Return the stream of a lane, from its start unless ``restore`` said otherwise."""
@@ -118,8 +118,7 @@ class UnitSource(Generic[Given]):
 
     def refuse_nothing(self, lane: int, empty_in_a_row: int) -> None:
         """Raise ``why_nothing`` where no unit gives anything, or where what a lane is dealt never does."""
-        never = empty_in_a_row >= _MOST_EPOCHS_WITHOUT_OUTPUT * self.units.num_units
-        if never or len(self._empty) == self.units.num_units:
+        if empty_in_a_row >= self._most_in_vain or len(self._empty) == self.units.num_units:
             raise self._why_nothing(f"lane {lane} read {empty_in_a_row} units and got nothing")
 
     def is_past_end(self, lane: int, draw: int) -> bool:

@@ -17,6 +17,7 @@ from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.elsewhere import Elsewhere
+from iostack.loader.filtering import Filtering
 from iostack.loader.lookahead import LookAhead
 from iostack.loader.packed import BadRow, Packer, UnitSequences, write_outputs
 from iostack.loader.pieces import Tokens
@@ -64,6 +65,7 @@ class TextSource(StreamedSource[UnitSequences]):
             slack_s=reading.slack_s,
             begin=reader.begin,
             why_nothing=reader.why_nothing,
+            most_in_vain=source.most_units_in_vain,
         )
         super().__init__(source.number, residency, units)
 
@@ -94,6 +96,8 @@ class TextReader:
         self.residency = residency
         self.tokenizer = source.tokenizer
         self.seq_len = seq_len
+        self._filtering = Filtering(source)
+        self._has_filters = bool(source.filters)
         self._transforming = Transforming(source, number=source.number, watch=watch)
         self._watch = watch
         self._source_number = source.number
@@ -135,6 +139,12 @@ class TextReader:
         uri = self.residency.corpus.uri
         if not self._most_tokens_seen and self._first_bad is not None:
             return nothing_is_good(uri, self._first_bad)
+        if self._has_filters:
+            return PlanError(
+                f"{uri}: what the filters keep is shorter than one sequence: seq_len {self.seq_len} needs"
+                f" {self.seq_len + 1} tokens, and the longest unit holds {self._most_tokens_seen} ({told})",
+                hint="loosen the filters, or use a smaller seq_len",
+            )
         if self._most_tokens_seen > self.seq_len:
             return PlanError(f"{uri}: all its sequences are skipped ({told})", hint="skip fewer samples")
         return PlanError(
@@ -175,15 +185,17 @@ class TextReader:
                 f" manifest says ({stop} or more)",
                 hint="run iostack index on the corpus",
             )
-        rows = range(unit.first_row, stop)
+        read = range(unit.first_row, stop)
         good: list[str] = []
         bad_rows: list[BadRow] = []
         label = partial(_rows_of, self.residency.corpus, unit)
-        num_bytes = self.residency.stored_bytes(unit.shard, len(rows))
-        with stage("read", samples=len(rows), num_bytes=num_bytes, label=label):
-            samples = read_watched(reader.read, self._watch, self._source_number, unit.shard, rows)
-        with stage("decode", samples=len(rows), num_bytes=num_bytes, label=label):
-            texts = [self._text(sample, unit, row) for row, sample in zip(rows, samples, strict=True)]
+        num_bytes = self.residency.stored_bytes(unit.shard, len(read))
+        with stage("read", samples=len(read), num_bytes=num_bytes, label=label):
+            samples = read_watched(reader.read, self._watch, self._source_number, unit.shard, read)
+        with stage("decode", samples=len(read), num_bytes=num_bytes, label=label):
+            found = [(row, self._text(sample, unit, row)) for row, sample in zip(read, samples, strict=True)]
+        rows = [row for row, text in found if text is not None]
+        texts = [text for _, text in found if text is not None]
         if len(texts) > 1 and all(isinstance(text, _NoSuchColumn) for text in texts):
             raise SettingsError(
                 f"{_rows_of(self.residency.corpus, unit)}: {texts[0]}",
@@ -197,7 +209,11 @@ class TextReader:
                 good.append(cast(str, texts[substitute]))
         return good, bad_rows
 
-    def _text(self, sample: Sample | Exception, unit: Unit, row: int) -> str | Exception:
+    def _text(self, sample: Sample | Exception, unit: Unit, row: int) -> str | Exception | None:
+        """Return the text of a row, the error that makes it bad, or None where a filter drops it."""
+        verdict = self._filtering.judge(sample, unit.shard, row)
+        if verdict is False or isinstance(verdict, Exception):
+            return verdict or None
         sample = self._transforming.apply(sample, unit.epoch, unit.shard, row)
         if isinstance(sample, Exception):
             return sample

@@ -62,24 +62,33 @@ class Transforming:
                     sample = keyed.with_key(sample, derive_key(self._seed, _TRANSFORM, number, epoch, shard, row))
                 if not isinstance(sample, dict):
                     return SampleError(f"a transform returned {type(sample).__name__}, not a sample")
-        except Exception as error:
-            if _is_of_the_sample(error):
-                return error
-            told = f"a transform failed on {self._corpus.shard_name(shard)} row {row}"
-            if isinstance(error, IostackError):
-                raise type(error)(f"{told}: {error.message}", hint=error.hint) from error
-            raise PluginError(
-                f"{told}: {type(error).__name__}: {error}",
-                hint="storage or memory failed, which does not make a sample bad: look at what the transform opens",
-            ) from error
+        except Exception as error:  # noqa: BLE001 (whatever a foreign transform raises makes the sample bad, but for storage)
+            refuse_failing_storage(error, f"a transform failed on {self._corpus.shard_name(shard)} row {row}")
+            return error
         finally:
             if self._watch:
                 self._watch.end(place, clock.perf_counter() - started)
         return sample
 
 
+def refuse_failing_storage(error: Exception, told: str) -> None:
+    """Return if an error of a transform or filter tells of damaged data, so that it makes the sample bad.
+
+    Raises:
+        OriginError, CacheError, PluginError: storage or memory failed, begun with ``told``; the sample may well be good.
+    """
+    if _is_of_the_sample(error):
+        return
+    if isinstance(error, IostackError):
+        raise type(error)(f"{told}: {error.message}", hint=error.hint) from error
+    raise PluginError(
+        f"{told}: {type(error).__name__}: {error}",
+        hint="storage or memory failed, which does not make a sample bad: look at what it opens",
+    ) from error
+
+
 def _is_of_the_sample(error: Exception) -> bool:
-    """Return whether an error of a transform tells of damaged data, not of failing storage or memory."""
+    """Return whether an error tells of damaged data, not of failing storage or memory."""
     if not isinstance(error, OSError):
         return not isinstance(error, MemoryError | OriginError | CacheError)
     # Pillow tells of damaged images by OSErrors that carry no number: bare ones, and UnidentifiedImageError.

@@ -71,6 +71,7 @@ def test_the_distribution_is_listed_with_its_hooks(env: dict[str, str], tmp_path
         "my_alias": ["iostack_origins"],
         "my_dict": ["iostack_origins"],
         "my_lines": ["iostack_formats"],
+        "my_short": ["iostack_filters"],
         "my_shorten": ["iostack_transforms"],
         "my_words": ["iostack_tokenizers"],
         "my_lines_writer": ["iostack_writers"],

@@ -11,7 +11,7 @@ import corpora
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from worker_transforms import Draw, decode_number, shout
+from worker_transforms import Draw, decode_number, is_long, is_third, shout
 
 import iostack
 from iostack.corpus.index import build_manifest
@@ -126,6 +126,12 @@ _SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "tokens of litdata fitted": (lambda c: c["litdata"], TOKENS | {"packing": "best_fit"}),
     "bad rows": (lambda c: c["bad"], ROWS),
     "bad rows counted": (lambda c: c["bad counted"], ROWS),
+    "filtered texts": (lambda c: c["texts counted"], TEXT | {"filters": [is_long]}),
+    "filtered rows": (lambda c: c["tar"], TAR | {"filters": [is_third]}),
+    "filtered bad rows": (
+        lambda c: c["tar counted"],
+        TAR | {"filters": [is_third], "transforms": [decode_number]},
+    ),
 }
 PHASES = [{"after_samples": 10, "weights": [0, 1]}, {"after_samples": 25, "weights": [1, 2]}]
 """They begin within the first steps of a test."""

@@ -53,7 +53,7 @@ def test_the_set_of_samples_of_a_step_is_the_same_for_every_number_of_ranks(smal
 def test_every_epoch_of_a_pass_gives_every_sample_once(small: Corpora, pipeline: str, batch_size: int) -> None:
     once = _ids(make(small, pipeline, batch_size=batch_size, epochs=1))
     assert len(once) == len(set(once))
-    if pipeline == "tokens" or "rows" in pipeline:
+    if pipeline == "tokens" or ("rows" in pipeline and "filtered" not in pipeline):
         assert len(once) == (NUM_SEQUENCES if pipeline == "tokens" else NUM_ROWS)
     twice = Counter(_ids(make(small, pipeline, batch_size=batch_size, epochs=2)))
     assert twice == Counter(dict.fromkeys(once, 2))

@@ -53,7 +53,7 @@ Every = Annotated[str, BeforeValidator(_spell_interval), AfterValidator(_check_i
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Options = dict[str, Any]
-Transforms = Annotated[tuple[str | Options, ...], Field(strict=False)]
+Operators = Annotated[tuple[str | Options, ...], Field(strict=False)]
 
 
 class Section(BaseModel):
@@ -73,8 +73,10 @@ class SourceSettings(Section):
     """Columns that are read of this source; empty: those of ``data.columns``."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Samples drawn from this source, relative to the other sources, such as 7 and 3."""
-    transforms: Transforms = ()
+    transforms: Operators = ()
     """Transforms of this source's samples, before those of ``data.transforms``, by their plugins' names."""
+    filters: Operators = ()
+    """Filters of this source's samples, before those of ``data.filters``, by their plugins' names."""
     epochs: Annotated[int, Field(ge=0)] = 0
     """Passes over this source, after which it leaves the mix and the others go on; 0: as many as the run takes. Its
     samples must be counted, and be no text that is tokenised on the fly."""
@@ -117,8 +119,11 @@ class DataSettings(Section):
     columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Columns that are read of Parquet and Arrow shards; empty: the text alone where no transform needs more, else all.
     Name those that transforms need: the others then cost neither time nor disk."""
-    transforms: Transforms = ()
+    transforms: Operators = ()
     """Transforms of every sample, in order: a name, or ``{name = "...", option = ...}``. Decides what a sample is."""
+    filters: Operators = ()
+    """Filters that all must keep a sample, such as ``{name = "length", column = "text", min = 200}``; they look at it before
+    any transform, and not at held-out corpora. Decides the order of samples."""
     skip: str = ""
     """File of samples that must never come, as ``iostack plan --write-skip`` writes it; empty: none. Decides the order."""
     vocab_size: Count | Literal["auto"] = "auto"
