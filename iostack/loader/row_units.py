@@ -16,6 +16,7 @@ from iostack.loader.tasks import UnitRow
 from iostack.plan.identity import row_identities
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.units import Unit, UnitPlan
+from iostack.stages import stage
 
 _ROW_ORDER = 6
 _FILTERED_BYTES = 4 << 20
@@ -110,8 +111,12 @@ class RowUnits:
         step = max(1, _FILTERED_BYTES // max(1, self._residency.stored_bytes(shard, 1)))
         for start in range(0, len(rows), step):
             some = rows[start : start + step].tolist()
-            for row, sample in zip(some, self._residency.read_rows(shard, some), strict=True):
-                verdict = self._filtering.judge(sample, shard, row)
+            samples = self._residency.read_rows(shard, some)
+            with stage("decode", samples=len(some), num_bytes=self._residency.stored_bytes(shard, len(some))):
+                verdicts = [
+                    self._filtering.judge(sample, shard, row) for row, sample in zip(some, samples, strict=True)
+                ]
+            for row, verdict in zip(some, verdicts, strict=True):
                 if isinstance(verdict, Exception):
                     bad_rows.append((row, verdict))
                 elif verdict:

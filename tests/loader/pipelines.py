@@ -145,8 +145,10 @@ _MIXES: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "phases of rows": (lambda c: [(c["tar counted"], 3), (c["tar"], 1)], ROWS | {"phases": PHASES}),
     "mix that uses up a source": (
         lambda c: [Source(c["tokens"], 2, epochs=1), (c["texts"], 1)],
-        TEXT | {"phases": [(30, [1, 0])]},
+        TEXT | {"phases": [(30, [3, 1])]},
     ),
+}
+_FINITE_MIXES: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "mix that ends": (
         lambda c: [Source(c["tar counted"], 3, epochs=2), Source(c["bad counted"], 1, epochs=1)],
         ROWS,
@@ -159,6 +161,6 @@ ENDLESS = (*_SETTINGS, *_MIXES)
 
 def make(corpora: Corpora, pipeline: str, rank: int = 0, ranks: int = 1, **changes: Any) -> iostack.Loader:
     """Return a loader of 4 lanes and steps of 12 samples, unless ``changes`` say otherwise."""
-    pick, settings = (_SETTINGS | _MIXES)[pipeline]
+    pick, settings = (_SETTINGS | _MIXES | _FINITE_MIXES)[pipeline]
     chosen = {"batch_size": 12, "lanes": 4, "seed": 5, "threads": 2} | settings | changes
     return iostack.Loader(pick(corpora), rank=rank, ranks=ranks, **chosen)

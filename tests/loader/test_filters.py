@@ -180,9 +180,9 @@ def test_units_are_read_some_rows_at_a_time(small: Corpora, monkeypatch: pytest.
     reads: list[int] = []
     plain = Residency.read_rows
 
-    def read_rows(self: Residency, shard: int, rows: list[int]) -> Sequence[Sample | Exception]:
+    def read_rows(self: Residency, shard: int, rows: list[int], *read_by: Any) -> Sequence[Sample | Exception]:
         reads.append(len(rows))
-        return plain(self, shard, rows)
+        return plain(self, shard, rows, *read_by)
 
     monkeypatch.setattr(Residency, "read_rows", read_rows)
     found = _numbers(iostack.Loader(small["tar"], batch_size=1, epochs=1, filters=[is_even], **TAR))
