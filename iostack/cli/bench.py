@@ -40,6 +40,13 @@ Examples:
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Samples of a step, of all ranks."
 )
 @click.option("--seq-len", type=click.IntRange(1), help="Tokens of a sequence; without it, batches are whole samples.")
+@click.option(
+    "--packing",
+    type=click.Choice(["none", "split", "best_fit"]),
+    default="none",
+    show_default=True,
+    help="How documents become sequences.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Measure so many batches after the first one.")
 @click.option(
     "--seconds", type=click.FloatRange(0, min_open=True), help="Measure so long; 10 where --steps is not given."

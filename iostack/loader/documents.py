@@ -14,7 +14,7 @@ import numpy as np
 from iostack.corpus.contracts import DocumentShardReader, ShardReader
 from iostack.errors import FormatError, ShardError
 from iostack.loader.buffers import Buffers
-from iostack.loader.pieces import RunRows, Streams, Tokens, write_rows
+from iostack.loader.pieces import RowWriter, RunRows, Streams, Tokens
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.schedule import Draws, Int64s
@@ -52,7 +52,7 @@ class DocumentSource(TokenSource):
         streams = Streams([self._map(shard) for shard in shards.tolist()], self.seq_len + 1)
         runs = self._live.runs(keys, starts, numbers, streams)
         identities = row_identities(self.number, located.shards, located.rows)
-        return partial(_fill, runs, identities)
+        return partial(_fill, RowWriter(runs, marks=True), identities)
 
     def _permuted(self, key: Key) -> tuple[Int64s, Int64s]:
         """Return where the documents of a shard begin in it, and their lengths, in the order of an epoch."""
@@ -68,9 +68,9 @@ class DocumentSource(TokenSource):
         self._live = LiveDocuments(self._permuted)
 
 
-def _fill(runs: RunRows, identities: Int64s, part: slice, places: Int64s, buffers: Buffers) -> None:
+def _fill(writer: RowWriter, identities: Int64s, part: slice, places: Int64s, buffers: Buffers) -> None:
     buffers.identities[places] = identities[part]
-    write_rows(runs.rows(part), places, buffers)
+    writer.write(part, places, buffers)
 
 
 def read_documents(reader: ShardReader, name: str) -> tuple[Tokens, Int64s]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iostack.loader.buffers import Buffers
-from iostack.loader.pieces import RunRows, Streams, Tokens, write_rows
+from iostack.loader.pieces import RowWriter, RunRows, Streams, Tokens
 from iostack.loader.schedule import Int64s
 from iostack.loader.sources import Taken
 from iostack.plan.identity import unit_identities
@@ -121,4 +121,5 @@ def write_outputs(taken: Iterable[Taken[UnitSequences]], number: int, places: In
     runs = RunRows(
         streams, np.repeat(which, runs_per_row), np.concatenate(starts), np.concatenate(lengths), runs_per_row
     )
-    write_rows(runs, places, buffers)
+    writer = RowWriter(runs, marks="position_ids" in buffers.arrays)
+    writer.write(slice(0, len(counts)), places, buffers)

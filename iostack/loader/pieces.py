@@ -33,7 +33,7 @@ class RunRows:
     """Rows made of runs of tokens: parallel int64[P], row after row, and int64[rows].
 
     Run p is ``lengths[p]`` >= 1 tokens of array ``which[p]`` of ``streams`` from ``starts[p]`` on, inside the array. Row r
-    consists of ``counts[r]`` runs, together as long as a row of the block or shorter; the rest of it is padding: token 0.
+    consists of ``counts[r]`` >= 1 runs.
     """
 
     streams: Streams
@@ -42,31 +42,82 @@ class RunRows:
     lengths: Int64s
     counts: Int64s
 
-    def rows(self, part: slice) -> RunRows:
-        """Return some of the rows; ``part`` has a start and a stop."""
-        first = int(self.counts[: part.start].sum())
-        counts = self.counts[part]
-        runs = slice(first, first + int(counts.sum()))
-        return RunRows(self.streams, self.which[runs], self.starts[runs], self.lengths[runs], counts)
+
+class RowWriter:
+    """Writes rows made of runs into blocks, and what tells the runs apart where ``marks`` says that there are columns for that.
+
+    Rows are as long as those of the blocks or shorter; the rest is padding: token 0, and a run of its own. All that can be is
+    computed here, for many blocks at once: a call of numpy for each block would cost more than the copying.
+    """
+
+    def __init__(self, runs: RunRows, *, marks: bool) -> None:
+        width = len(runs.streams.arrays[-1])
+        ends = np.cumsum(runs.lengths)
+        used = np.diff(ends[np.cumsum(runs.counts) - 1], prepend=0)
+        runs = _padded(runs, used, width)
+        self._runs = runs
+        self._used = used
+        self._stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(runs.counts)])
+        self._marks = _Marks(runs, self._stops, width - 1) if marks else None
+
+    def write(self, part: slice, places: Int64s, buffers: Buffers) -> None:
+        """Write rows ``part``, which has a start and a stop, to ``places`` of a block."""
+        names = ["tokens", "position_ids", "loss_mask"] if self._marks else ["tokens"]
+        fills_all = len(places) == len(buffers.tokens)
+        arrays = [buffers.arrays[name] for name in names]
+        if not fills_all:
+            arrays = [np.empty((len(places), array.shape[1]), array.dtype) for array in arrays]
+        self._gather(slice(int(self._stops[part.start]), int(self._stops[part.stop])), arrays[0].reshape(-1))
+        if self._marks:
+            position_ids, loss_mask = arrays[1:]
+            self._marks.write(part, position_ids, loss_mask)
+            (short,) = np.nonzero(self._used[part] < loss_mask.shape[1])
+            if len(short):
+                loss_mask[short] &= np.arange(loss_mask.shape[1]) < self._used[part][short, np.newaxis]
+        if not fills_all:
+            for name, array in zip(names, arrays, strict=True):
+                buffers.arrays[name][places] = array
+
+    def _gather(self, part: slice, out: NDArray[np.int64]) -> None:
+        """Copy run after run into ``out``, which is as long as all of them."""
+        streams, which = self._runs.streams, self._runs.which[part]
+        starts, lengths = self._runs.starts[part], self._runs.lengths[part]
+        if streams.dtype is not None:
+            begins = streams.addresses[which] + starts * streams.dtype.itemsize
+            out[:] = _joined(begins, lengths, len(out), streams.dtype)
+            return
+        each = zip(which.tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
+        np.concatenate([streams.arrays[number][start:stop] for number, start, stop in each], out=out)
 
 
-def write_rows(runs: RunRows, places: Int64s, buffers: Buffers) -> None:
-    """Write the rows to ``places`` of a block, and what tells their runs apart where it has columns for that."""
-    names = [name for name in ("tokens", "position_ids", "loss_mask") if name in buffers.arrays]
-    fills_all = len(places) == len(buffers.tokens)
-    arrays = [buffers.arrays[name] for name in names]
-    if not fills_all:
-        arrays = [np.empty((len(places), array.shape[1]), array.dtype) for array in arrays]
-    width = buffers.tokens.shape[1]
-    ends = np.cumsum(runs.lengths)
-    used = np.diff(ends[np.cumsum(runs.counts) - 1], prepend=0)
-    runs = _padded(runs, used, width)
-    gather(runs, out=arrays[0].reshape(-1))
-    if len(arrays) > 1:
-        mark_documents(*arrays[1:], runs=runs, used=used)
-    if not fills_all:
-        for name, array in zip(names, arrays, strict=True):
-            buffers.arrays[name][places] = array
+class _Marks:
+    """Positions that restart at each run, and False where the label is of another run.
+
+    The runs fill all rows, each one longer than the rows of positions: the last token is only a label.
+    """
+
+    def __init__(self, runs: RunRows, stops: Int64s, seq_len: int) -> None:
+        rows = len(runs.counts)
+        starts = np.cumsum(runs.lengths) - runs.lengths
+        starts -= np.repeat(np.arange(rows), runs.counts)  # where rows are one shorter
+        begins_row = np.zeros(len(starts), np.bool_)
+        begins_row[stops[:-1]] = True
+        self._breaks = starts[~begins_row] - 1
+        self._break_stops = stops - np.arange(rows + 1)
+        is_input = np.diff(starts, append=rows * seq_len) > 0  # a run may be only the label of a row's last token
+        self._lengths = np.diff(starts[is_input], append=rows * seq_len)
+        self._length_stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_input)])[stops]
+        self._counted = np.arange(seq_len, dtype=np.uint16 if seq_len <= 1 << 16 else np.int64)
+
+    def write(self, part: slice, position_ids: NDArray[np.int64], loss_mask: NDArray[np.bool_]) -> None:
+        """Write the rows ``part``; the runs of padding are like any other."""
+        lengths = self._lengths[self._length_stops[part.start] : self._length_stops[part.stop]]
+        begins = np.full(len(lengths), self._counted.ctypes.data)
+        # Runs of 0, 1, 2, ... are gathered like tokens, at half the cost of counting in place.
+        position_ids.reshape(-1)[:] = _joined(begins, lengths, position_ids.size, self._counted.dtype)
+        breaks = self._breaks[self._break_stops[part.start] : self._break_stops[part.stop]]
+        loss_mask[:] = True
+        loss_mask.reshape(-1)[breaks - part.start * loss_mask.shape[1]] = False
 
 
 def _padded(runs: RunRows, used: Int64s, width: int) -> RunRows:
@@ -86,58 +137,20 @@ def _padded(runs: RunRows, used: Int64s, width: int) -> RunRows:
     )
 
 
-def gather(runs: RunRows, *, out: NDArray[np.int64]) -> None:
-    """Copy run after run into ``out``, which is as long as all of them."""
-    if runs.streams.dtype is not None:
-        out[:] = _joined(runs, len(out), runs.streams.dtype)
-        return
-    arrays, stops = runs.streams.arrays, runs.starts + runs.lengths
-    each = zip(runs.which.tolist(), runs.starts.tolist(), stops.tolist(), strict=True)
-    np.concatenate([arrays[number][start:stop] for number, start, stop in each], out=out)
+def _joined(begins: Int64s, lengths: Int64s, total: int, dtype: np.dtype[Any]) -> Tokens:
+    """Return runs of ``lengths`` values, ``total`` in all, in one array: each is in memory at address ``begins``.
 
-
-def _joined(runs: RunRows, total: int, dtype: np.dtype[Any]) -> Tokens:
-    """Return all runs in one array of ``dtype``, which is that of all streams.
-
-    To pyarrow a run is one value of a binary array, and taking values is a loop of memcpy: 2 us for the 30 runs of a batch
-    of 8 x 2048, where numpy takes 12 beside the copying. The array's buffer is all memory from the first stream on; its
-    values are the runs, and between them what is never taken.
+    To pyarrow a run is one value of a binary array, and taking values is a loop of memcpy: 6 us for the 30 runs of a batch
+    of 8 x 2048, where numpy's concatenate takes 24. The array's buffer is all memory from the first address on; its values
+    are the runs, and between them what is never taken. The memory must stay where it is until this returns.
     """
-    addresses = runs.streams.addresses
-    base = int(addresses.min())
-    offsets = np.empty(2 * len(runs.which) + 1, np.int64)
-    offsets[0:-1:2] = addresses[runs.which] - base + runs.starts * dtype.itemsize
-    offsets[1::2] = offsets[0:-1:2] + runs.lengths * dtype.itemsize
+    base = int(begins.min())
+    offsets = np.empty(2 * len(begins) + 1, np.int64)
+    offsets[0:-1:2] = begins - base
+    offsets[1::2] = offsets[0:-1:2] + lengths * dtype.itemsize
     # pyarrow makes room for the values taken by the mean length of all, and half of all are taken.
     offsets[-1] = offsets[0] + 2 * total * dtype.itemsize
-    memory = pa.foreign_buffer(base, int(offsets.max()), base=runs.streams)
-    values = pa.Array.from_buffers(pa.large_binary(), 2 * len(runs.which), [None, pa.py_buffer(offsets), memory])
-    taken = values.take(pa.array(np.arange(0, 2 * len(runs.which), 2)))
+    memory = pa.foreign_buffer(base, int(offsets.max()))
+    values = pa.Array.from_buffers(pa.large_binary(), 2 * len(begins), [None, pa.py_buffer(offsets), memory])
+    taken = values.take(pa.array(np.arange(0, 2 * len(begins), 2)))
     return np.frombuffer(taken.buffers()[2], dtype, total)
-
-
-def mark_documents(position_ids: NDArray[Any], loss_mask: NDArray[np.bool_], *, runs: RunRows, used: Int64s) -> None:
-    """Write positions that restart at each run, and False where the label is not of the same run, or is padding.
-
-    Rows of ``runs`` are one longer than those of ``position_ids``: their last token is only a label. ``used`` tokens of each
-    are no padding.
-    """
-    rows, seq_len = position_ids.shape
-    starts = np.cumsum(runs.lengths) - runs.lengths
-    starts -= np.repeat(np.arange(rows), runs.counts)  # where rows are one shorter
-    begins_row = np.zeros(len(starts), np.bool_)
-    begins_row[np.cumsum(runs.counts) - runs.counts] = True
-    loss_mask[:] = True
-    loss_mask.reshape(-1)[starts[~begins_row] - 1] = False
-    (short,) = np.nonzero(used < seq_len)
-    if len(short):
-        loss_mask[short] &= np.arange(seq_len) < used[short, np.newaxis]
-    begins_input = np.ones(len(starts), np.bool_)  # unlike a run that begins with the label of a row's last token
-    np.not_equal(starts[1:], starts[:-1], out=begins_input[:-1])
-    begins_input[-1:] = starts[-1:] < rows * seq_len
-    starts = starts[begins_input]
-    positions = position_ids.reshape(-1)
-    positions[:] = 1
-    positions[starts[1:]] -= np.diff(starts)
-    positions[:1] = 0
-    np.cumsum(positions, out=positions)
