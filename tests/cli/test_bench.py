@@ -56,6 +56,15 @@ def test_tokens_are_measured(tokens: Path, capsys: pytest.CaptureFixture[str]) -
     assert facts["held_back_by"] == "assemble"
 
 
+@pytest.mark.parametrize("packing", ["split", "best_fit"])
+def test_packed_documents_are_measured_with_their_boundaries(
+    tokens: Path, capsys: pytest.CaptureFixture[str], packing: str
+) -> None:
+    facts = _json(capsys, tokens, "--seq-len", "64", "--batch-size", "6", "--steps", "20", "--packing", packing)
+    batch_bytes = 6 * 65 * 8 + 6 + 6 * 8 + 6 * 64 * 9
+    assert facts["mb_per_s"] == pytest.approx(20 * batch_bytes / facts["wall_s"] / 1e6, rel=0.02)
+
+
 def test_text_is_tokenised_and_measured(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = _json(capsys, texts, "--seq-len", "32", "--steps", "20", "--tokenizer", "bytes", "--text-column", "text")
     assert facts["tokens_per_s"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import corpora
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 import iostack
+from iostack.errors import SettingsError
 from iostack.packing import cu_seqlens
 from tests.trainer.test_decoder import decoder
 from trainer.loss import count_valid, cross_entropy_sum, label_batch
 from trainer.model.decoder import Decoder
+from trainer.settings import resolve_settings
+from trainer.setup import build_model, build_request
 
 VOCAB_SIZE, SEQ_LEN = 17, 9
 
@@ -69,3 +73,20 @@ def test_tokens_of_another_document_change_nothing() -> None:
     torch.testing.assert_close(before[0, :3], after[0, :3], rtol=0, atol=0)
     torch.testing.assert_close(before[0, 5:], after[0, 5:], rtol=0, atol=0)
     assert not torch.allclose(before[0, 3:5], after[0, 3:5])
+
+
+def test_a_model_that_does_not_know_documents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, _ = resolve_settings(assignments=["data.packing=split", "model.dim=32", "data.seq_len=8"])
+    request = build_request(settings, 1)
+    init = Decoder.__init__
+
+    def forgetful(self: Decoder, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.features -= {"documents"}
+
+    assert build_model(settings, request, vocab_size=17, device=torch.device("cpu"))
+    monkeypatch.setattr(Decoder, "__init__", forgetful)
+    with pytest.raises(
+        SettingsError, match=r"data\.packing = 'split': the model 'decoder' does not keep attention inside"
+    ):
+        build_model(settings, request, vocab_size=17, device=torch.device("cpu"))
