@@ -46,10 +46,9 @@ class TokensWriter(Writer):
     def __init__(self, tokenizer: Tokenizer | None, text_column: str) -> None:
         self._tokenizer = tokenizer
         self._text_column = text_column
-        self.identity: Mapping[str, Any] = {
-            "tokenizer": tokenizer.name if tokenizer else None,
-            "text_column": text_column,
-        }
+        self.identity: dict[str, Any] = {"text_column": text_column, "tokenizer": None}
+        if tokenizer is not None:
+            self.identity |= {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size}
 
     def layout(self, samples: Sequence[Sample]) -> Layout:
         if self._tokenizer is None:

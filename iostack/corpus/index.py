@@ -69,6 +69,8 @@ def build_manifest(
     manifest = manifest_of(found.format.name, found.shards, counts)
     if before is not None and not changed and before.fingerprint == manifest.fingerprint:
         return Indexed(before, _manifest_file(place), 0, found.ignored)
+    if before is not None:
+        manifest = manifest.with_vocab_size(before.vocab_size)
     return Indexed(manifest, _write(place, manifest), len(changed), found.ignored)
 
 

@@ -47,11 +47,19 @@ class Manifest:
             self._texts = {name: _Texts(batch.column(name)) for name in _TEXTS}
             self.format: str = metadata[b"format"].decode()
             self.fingerprint: str = metadata[b"fingerprint"].decode()
+            self.vocab_size: int | None = _vocab_size(metadata.get(b"vocab_size"))
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise self._damaged(str(error)) from error
         self.num_shards: int = batch.num_rows
         self.bytes: NDArray[np.int64] = numbers[0]
         self._counted = numbers[1:]
+
+    def with_vocab_size(self, vocab_size: int | None) -> Manifest:
+        """Return the same manifest, which says that all token ids are below ``vocab_size``; the fingerprint stays."""
+        if vocab_size is None:
+            return self
+        metadata = {**self._batch.schema.metadata, b"vocab_size": str(vocab_size).encode()}
+        return Manifest(self._batch.replace_schema_metadata(metadata), source=self._source)
 
     @cached_property
     def samples(self) -> NDArray[np.int64] | None:
@@ -135,6 +143,14 @@ class Manifest:
         with pa.ipc.new_file(sink, self._batch.schema) as writer:
             writer.write_batch(self._batch)
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _vocab_size(text: bytes | None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdigit() or not 0 < int(text[:12]) < 1 << 31:
+        raise ValueError(f"it names a vocabulary of {text[:20]!r}")
+    return int(text[:12])
 
 
 # pyarrow's own conversions to and from numpy import pandas where it is installed: 370 ms.

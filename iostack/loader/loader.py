@@ -214,7 +214,10 @@ class Loader(IterableDataset[Batch]):
     @property
     def vocab_size(self) -> int | None:
         """Token ids are below this; None where the corpus holds tokens and does not say."""
-        sizes = [source.tokenizer.vocab_size if source.tokenizer else None for source in self.plan.sources]
+        sizes = [
+            source.tokenizer.vocab_size if source.tokenizer else source.corpus.manifest.vocab_size
+            for source in self.plan.sources
+        ]
         known = [size for size in sizes if size is not None]
         return max(known) if known and len(known) == len(sizes) else None
 

@@ -37,7 +37,10 @@ class Writer(Protocol):
     """Name of the format that reads them."""
 
     identity: Mapping[str, Any]
-    """All that decides what is written, JSON-safe: a conversion is not resumed with another."""
+    """All that decides what is written, JSON-safe: a conversion is not resumed with another.
+
+    ``vocab_size``, if it is there, goes into the manifest, so that training need not be told.
+    """
 
     def layout(self, samples: Sequence[Sample]) -> Layout:
         """Decide from some samples of the source what all shards have in common.

@@ -68,7 +68,8 @@ class Journal:
             self.plan = dict(json.loads(data))
         except ValueError as error:
             raise PrepareError(
-                f"{self._target.uri}/{PLAN} is damaged: {error}", hint="write everything anew with --overwrite"
+                f"{self._target.uri}/{PLAN} is damaged: {error}",
+                hint="remove the folder by hand, and write everything anew",
             ) from error
         for line in (self._target.read(FINISHED) or b"").splitlines():
             try:

@@ -150,11 +150,17 @@ def _remove(target: Target, journal: Journal) -> None:
     """Remove what a former conversion made, and nothing else."""
     if journal.plan is None:
         return
-    writer, plan = build_writer(journal.plan["to"], {}), journal.plan
-    present = target.sizes()
-    made = [name for number in range(int(plan["pieces"])) for name in writer.names(number)]
-    recorded = [file.name for finished in journal.finished.values() for file in finished.files]
-    for path in {*made, *recorded, *writer.summary(plan["layout"], [])} & present.keys():
+    made = {file.name for finished in journal.finished.values() for file in finished.files}
+    try:
+        plan = journal.plan
+        writer = build_writer(plan["to"], {"compress": plan["compress"]} if "compress" in plan else {})
+        made.update(name for number in range(int(plan["pieces"])) for name in writer.names(number))
+        made.update(writer.summary(plan["layout"], []))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PrepareError(
+            f"{target.uri}/{PLAN} is damaged: {type(error).__name__}: {error}", hint="remove the folder by hand"
+        ) from error
+    for path in made & target.sizes().keys():
         target.delete(path)
     for path in (FINISHED, SIDECAR, PLAN):
         target.delete(path)
@@ -181,5 +187,6 @@ def _finish(target: Target, planned: Planned, journal: Journal) -> str:
             hint="let nobody else write there, and run the same command again",
         )
     manifest = manifest_of(writer.format, found, [counts[shard.object.path] for shard in found])
+    manifest = manifest.with_vocab_size(writer.identity.get("vocab_size"))
     target.write(SIDECAR, manifest.to_bytes())
     return manifest.fingerprint

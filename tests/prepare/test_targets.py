@@ -15,6 +15,7 @@ import pytest
 import zstandard
 
 import iostack
+from iostack.corpus.index import build_manifest
 from iostack.prepare.named import build_writer
 
 
@@ -180,3 +181,15 @@ def test_a_corpus_goes_to_another_format_and_back(tmp_path: Path, to: str) -> No
     conversions.prepare(tmp_path / "texts", tmp_path / "there", "--to", to, "--jobs", 1, "--shard-bytes", "3KB")
     conversions.prepare(tmp_path / "there", tmp_path / "back", "--to", "jsonl", "--jobs", 1)
     assert conversions.read_back(tmp_path / "back") == samples
+
+
+def test_training_knows_the_vocabulary_of_prepared_tokens_also_after_indexing(tmp_path: Path) -> None:
+    conversions.write_texts(tmp_path / "texts")
+    conversions.prepare(tmp_path / "texts", tmp_path / "out", "--to", "tokens", "--tokenizer", "bytes", "--jobs", 1)
+    for _ in range(2):
+        with iostack.open_corpus(tmp_path / "out") as corpus:
+            loader = iostack.Loader(corpus, batch_size=2, seq_len=8)
+            assert loader.vocab_size == 257
+            loader.close()
+        corpora.write_tokens(tmp_path / "out" / "more", [[[1, 2]]])
+        build_manifest(tmp_path / "out")
