@@ -128,13 +128,13 @@ def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_told_and_leaves_nothing_torn(tmp_path: Path) -> None:
-    conversions.write_texts(tmp_path / "in", shards=1, rows=4000)
-    words = f"{tmp_path / 'in'} {tmp_path / 'out'} --to tokens --tokenizer bytes --jobs 2 --shard-bytes 50KB"
+    conversions.write_texts(tmp_path / "in", shards=1, rows=20_000)
+    words = f"{tmp_path / 'in'} {tmp_path / 'out'} --to tokens --tokenizer bytes --jobs 2 --shard-bytes 900KB"
     # Space that ends is the same to a program as a limit on the size of files, which needs no disk of its own.
-    command = f"ulimit -f 20; {shlex.join(conversions.COMMAND)} {words}"
+    command = f"ulimit -f 640; {shlex.join(conversions.COMMAND)} {words}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert f"error: {tmp_path / 'out' / '.iostack' / 'staging'} cannot be written: File too large" in done.stderr
     assert "hint: free some space or check the permissions" in done.stderr
     assert not conversions.files(tmp_path / "out")
-    assert conversions.prepare(*words.split())["samples"] == 4000
+    assert conversions.prepare(*words.split())["samples"] == 20_000
