@@ -1,22 +1,23 @@
-"""From a plan to the batches of a loader: which source reads each corpus, and who assembles what they read."""
+"""From a plan to the batches of a loader: which source reads each corpus, and who assembles what they read.
+
+Only what a loader uses is imported: all of it takes as long as all else that comes before the first batch of tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from iostack.loader.buffers import Columns, row_bytes, sequence_columns
-from iostack.loader.documents import DocumentSource
-from iostack.loader.fitted import FittedDocumentSource
 from iostack.loader.planning import LoaderPlan, PlannedSource
 from iostack.loader.reading import Reading
-from iostack.loader.row_sources import IndexedRows, UnitRows
-from iostack.loader.samples import SampleBatches, SampleSource
 from iostack.loader.schedule import Schedule
 from iostack.loader.sequences import SequenceBatches, SequenceSource, batches_planned
 from iostack.loader.slots import PINNED_SLOTS, SLOTS, Slots
-from iostack.loader.text import TextSource
 from iostack.loader.tokens import TokenSource
+
+if TYPE_CHECKING:
+    from iostack.loader.samples import SampleBatches, SampleSource
 
 
 def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | SampleBatches:
@@ -27,6 +28,8 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
         reading = _beside(slots.bytes * SLOTS, reading)
         sequences = [_sequence_source(source, reading) for source in plan.sources]
         return SequenceBatches(schedule, sequences, reading, slots)
+    from iostack.loader.samples import SampleBatches
+
     mean_batch_bytes = _mean_batch_bytes(plan, schedule)
     reading = _beside(mean_batch_bytes, reading)
     samples = [_sample_source(source, reading) for source in plan.sources]
@@ -51,16 +54,23 @@ def _beside(blocks_bytes: int, reading: Reading) -> Reading:
 
 def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:
     if source.kind == "text":
+        from iostack.loader.text import TextSource
+
         return TextSource(source, reading)
-    by_packing: Mapping[str, Callable[[PlannedSource, Reading], SequenceSource]] = {
-        "none": TokenSource,
-        "split": DocumentSource,
-        "best_fit": FittedDocumentSource,
-    }
-    return by_packing[source.packing](source, reading)
+    if source.packing == "split":
+        from iostack.loader.documents import DocumentSource
+
+        return DocumentSource(source, reading)
+    if source.packing == "best_fit":
+        from iostack.loader.fitted import FittedDocumentSource
+
+        return FittedDocumentSource(source, reading)
+    return TokenSource(source, reading)
 
 
 def _sample_source(source: PlannedSource, reading: Reading) -> SampleSource:
+    from iostack.loader.row_sources import IndexedRows, UnitRows
+
     return UnitRows(source, reading) if source.uses_units else IndexedRows(source, reading)
 
 

@@ -26,7 +26,6 @@ from iostack.errors import PlanError, StateError, UsageError
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.building import build_batches
 from iostack.loader.device import LoadedBatch, find_device, to_device
-from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.memory import memory_of
 from iostack.loader.meter import Meter, StageFigures
 from iostack.loader.named import FilterSpec, TransformSpec
@@ -172,6 +171,8 @@ class Loader(IterableDataset[Batch]):
         self._slow_samples = SlowSamples(self.plan.shard_name)
         self._elsewhere = elsewhere = None
         if workers and any(source.kind not in ("tokens", "documents") for source in self.plan.sources):
+            from iostack.loader.elsewhere import Elsewhere
+
             self._elsewhere = elsewhere = Elsewhere(
                 self.plan,
                 workers,

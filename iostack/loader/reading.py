@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from iostack.loader.bad_samples import BadSamples
-from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.memory import Memory
 from iostack.loader.meter import Meter
 from iostack.loader.planning import LoaderPlan
 from iostack.loader.watch import Watch
+
+if TYPE_CHECKING:
+    from iostack.loader.elsewhere import Elsewhere
 
 
 @dataclass(frozen=True)

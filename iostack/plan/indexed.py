@@ -113,8 +113,9 @@ class IndexedPlan:
             if not len(pending):
                 return self._rows_of(epochs, axis)
             in_order = pending[np.lexsort((times[pending], lanes[pending]))]
-            pending_lanes, first = np.unique(lanes[in_order], return_index=True)
-            for lane, time in zip(pending_lanes.tolist(), times[in_order[first]].tolist(), strict=True):
+            sorted_lanes = lanes[in_order]
+            first = in_order[np.flatnonzero(np.diff(sorted_lanes, prepend=-1))]
+            for lane, time in zip(lanes[first].tolist(), times[first].tolist(), strict=True):
                 self._enter_window(lane, time)
             offsets[pending] = times[pending] - self._first_times[lanes[pending]]
             inside_now = (offsets[pending] >= 0) & (offsets[pending] < self._lengths[lanes[pending]])
