@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,28 @@ from iostack.stages import STAGES
 _BAR, _SLOWEST, _LIMIT, _INK, _SOFT = "#56B4E9", "#D55E00", "#BBBBBB", "#222222", "#666666"
 
 
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be written, before anything is measured.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed. UsageError: the file's name or folder will not do.
+    """
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("a picture needs matplotlib", hint='pip install "iostack[plots]"')
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"{path} is no picture that can be drawn", hint="name a .svg or .png file")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the picture {path} cannot be written: no such folder", hint="name a folder that exists")
+
+
 def draw(facts: Mapping[str, Any], path: Path) -> None:
     """Write the picture of a report of ``iostack bench`` as SVG or PNG, by the name of the file.
 
     Raises:
-        MissingExtraError: matplotlib is not installed. UsageError: the file cannot be written.
+        UsageError: the file cannot be written. See also ``check_picture``.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError("a picture needs matplotlib", hint='pip install "iostack[plots]"') from error
+    import matplotlib
+
     matplotlib.use("agg")
     from matplotlib import pyplot
 
@@ -58,10 +71,8 @@ def draw(facts: Mapping[str, Any], path: Path) -> None:
             axes.spines[side].set_visible(False)
         try:
             figure.savefig(path, bbox_inches="tight", dpi=150)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"the picture {path} cannot be written: {error}", hint="name a .svg or .png file"
-            ) from error
+        except OSError as error:
+            raise UsageError(f"the picture {path} cannot be written: {error.strerror}", hint="make room") from error
         finally:
             pyplot.close(figure)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from iostack.loader.batch_bytes import batch_bytes
-from iostack.loader.loader import Loader
+from iostack.loader.loader import Batch, Loader
 
 SHOW_EVERY_S = 0.25
 _WAITED_SHARE = 0.01
@@ -28,6 +28,7 @@ class Whole:
     data_wait_s: float = 0.0
     wait_s: dict[str, float] = field(default_factory=dict)
     busy_s: dict[str, float] = field(default_factory=dict)
+    last_batch: Batch = field(default_factory=dict)
 
     def per_s(self, amount: float) -> float:
         """Return how much that is in a second."""
@@ -48,7 +49,7 @@ class Simulated:
 def take_batches(loader: Loader, started: float, steps: int | None, seconds: float | None, show: Show) -> Whole:
     """Take batches until ``steps`` or ``seconds`` are over, whichever comes first."""
     batches = iter(loader)
-    next(batches)
+    batch = next(batches)
     begun = shown = time.perf_counter()
     whole = Whole(first_batch_s=begun - started)
     cpu_s, data_wait_s, before = time.process_time(), loader.data_wait_s, loader.stages()
@@ -63,6 +64,7 @@ def take_batches(loader: Loader, started: float, steps: int | None, seconds: flo
             show(f"the whole: {whole.steps:,} batches, {whole.per_s(whole.samples):,.0f} samples/s")
         if whole.steps == steps or (seconds is not None and whole.wall_s >= seconds):
             break
+    whole.last_batch = batch
     whole.cpu_s = time.process_time() - cpu_s
     whole.data_wait_s = loader.data_wait_s - data_wait_s
     for stage, figures in loader.stages().items():

@@ -6,8 +6,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,11 +94,14 @@ def bench(
     rest, since it waits for the first shards. What was fetched before is in the cache folder and not fetched again. Then
     each stage is measured alone, on the same data with the same threads.
     """
+    from iostack.bench.picture import check_picture, draw
     from iostack.bench.report import report
     from iostack.bench.whole import simulate, take_batches
     from iostack.corpus.corpus import open_corpus
     from iostack.loader.loader import Loader
 
+    if picture is not None:
+        check_picture(picture)
     specs = transform_specs(transforms)
     started = time.perf_counter()
     chosen = chosen_columns(columns)
@@ -109,11 +113,9 @@ def bench(
             if step_ms is not None:
                 simulated = simulate(loader, step_ms=step_ms, seconds=seconds or _STEPS_SECONDS, show=show)
             loader.close()
-            alone = _alone(loader, corpus, alone_seconds, show) if alone_seconds else {}
+            alone = _alone(loader, corpus, whole.last_batch, alone_seconds, show) if alone_seconds else {}
         facts = report(corpus, loader, whole, alone, simulated)
     if picture is not None:
-        from iostack.bench.picture import draw
-
         draw(facts, picture)
     if as_json:
         click.echo(json.dumps(facts))
@@ -121,12 +123,15 @@ def bench(
         _print(facts)
 
 
-def _alone(loader: Loader, corpus: Corpus, seconds: float, show: Callable[[str], None]) -> dict[str, Speed]:
+def _alone(
+    loader: Loader, corpus: Corpus, batch: Mapping[str, Any], seconds: float, show: Callable[[str], None]
+) -> dict[str, Speed]:
     from iostack.bench.alone import Stages
+    from iostack.bench.on_device import copies_alone
 
     show("stages alone")
     measured = {}
-    for stage, speed in Stages(loader, corpus).alone(seconds):
+    for stage, speed in chain(Stages(loader, corpus).alone(seconds), copies_alone(batch, seconds)):
         measured[stage] = speed
         show(f"{stage} alone: {speed.samples_per_s:,.0f} samples/s")
     return measured

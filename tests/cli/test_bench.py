@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import corpora
 import numpy as np
 import pytest
+import torch
 from http_store import serve
 
 from iostack.bench.rounds import Speed
@@ -22,6 +23,8 @@ from iostack.bench.verdict import first_epoch_is_slower, judge
 from iostack.cli import main
 from iostack.stages import STAGES
 
+COPIES = {"pin", "device"}
+"""Stages that only a machine with a CUDA device has."""
 FIGURES = {"samples_per_s", "mb_per_s", "wall_s", "cpu_s", "first_batch_s", "peak_rss_bytes"}
 
 
@@ -52,7 +55,7 @@ def test_tokens_are_measured(tokens: Path, capsys: pytest.CaptureFixture[str]) -
     assert facts["samples_per_s"] == pytest.approx(50 * 6 / facts["wall_s"], rel=0.02)
     batch_bytes = 6 * 65 * 8 + 6 + 6 * 8
     assert facts["mb_per_s"] == pytest.approx(50 * batch_bytes / facts["wall_s"] / 1e6, rel=0.02)
-    assert set(facts["alone"]) == {"bare read", "origin"}
+    assert {*facts["alone"]} - COPIES == {"bare read", "origin"}
     assert facts["held_back_by"] == "assemble"
 
 
@@ -71,7 +74,7 @@ def test_text_is_tokenised_and_measured(texts: Path, capsys: pytest.CaptureFixtu
     assert set(facts["wait_s"]) == {*STAGES} - {"consumer"}
     assert sum(facts["wait_shares"].values()) == pytest.approx(1, abs=1e-3)
     assert sum(facts["wait_s"].values()) <= facts["wall_s"] + 1e-3
-    assert set(facts["alone"]) == {"bare read", "origin", "read", "decode"}
+    assert {*facts["alone"]} - COPIES == {"bare read", "origin", "read", "decode"}
     assert all(speed["samples_per_s"] > 0 and speed["mb_per_s"] > 0 for speed in facts["alone"].values())
 
 
@@ -127,9 +130,17 @@ def test_compressed_remote_shards_are_fetched_and_unpacked_alone(
     packed = gzip.compress((texts / "a.jsonl").read_bytes())
     with serve({f"/c/{name}.jsonl.gz": packed for name in "ab"}) as store:
         facts = _json(capsys, f"{store.uri}/c/", "--steps", "5", "--cache-dir", tmp_path / "cache")
-    assert set(facts["alone"]) == {"bare read", "origin", "cache", "read", "assemble"}
+    assert {*facts["alone"]} - COPIES == {"bare read", "origin", "cache", "read", "assemble"}
     assert facts["alone"]["cache"]["mb_per_s"] > 0
     assert not [path for path in (tmp_path / "cache").rglob("*") if "bench" in path.name], "copies are thrown away"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch finds none")
+def test_copies_to_the_device_are_measured_alone(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = _json(capsys, tokens, "--seq-len", "64", "--steps", "5")
+    assert facts["alone"]["pin"]["mb_per_s"] > 0
+    assert facts["alone"]["device"]["mb_per_s"] > 0
 
 
 def test_simulated_steps_that_waited_are_counted(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,9 +172,9 @@ def test_a_picture_that_cannot_be_written_is_told(
     tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    arguments = ["--steps", "2", "--alone-seconds", "0", "--picture", str(tmp_path / "nowhere" / "a.svg")]
-    assert main(["bench", str(texts), *arguments]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    for name, told in (("nowhere/a.svg", "cannot be written: no such folder"), ("a.gif", "name a .svg or .png file")):
+        assert main(["bench", str(texts), "--picture", str(tmp_path / name)]) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_the_trace_of_a_bench_is_one_list_of_events(
