@@ -103,10 +103,10 @@ class Packer:
 
 def write_outputs(taken: Iterable[Taken[UnitSequences]], number: int, places: Int64s, buffers: Buffers) -> None:
     """Write what lanes of source ``number`` gave to ``places`` of a block, and the cursor after each."""
-    units: dict[int, tuple[int, UnitSequences]] = {}
+    streams: dict[int, tuple[int, Tokens]] = {}  # by identity: units of one shard share its tokens
     which, starts, lengths, counts = [], [], [], []
     for place, given, output, is_valid, lane, cursor in taken:
-        which.append(units.setdefault(id(given), (len(units), given))[0])
+        which.append(streams.setdefault(id(given.tokens), (len(streams), given.tokens))[0])
         chosen = slice(given.first[output], given.stop[output])
         starts.append(given.starts[chosen])
         lengths.append(given.lengths[chosen])
@@ -116,10 +116,13 @@ def write_outputs(taken: Iterable[Taken[UnitSequences]], number: int, places: In
         buffers.cursors[place // buffers.rows].setdefault(number, {})[lane] = cursor
     if not counts:
         return
-    streams = Streams([given.tokens for _, given in units.values()], buffers.tokens.shape[1])
     runs_per_row = np.asarray(counts, np.int64)
     runs = RunRows(
-        streams, np.repeat(which, runs_per_row), np.concatenate(starts), np.concatenate(lengths), runs_per_row
+        Streams([tokens for _, tokens in streams.values()], buffers.tokens.shape[1]),
+        np.repeat(which, runs_per_row),
+        np.concatenate(starts),
+        np.concatenate(lengths),
+        runs_per_row,
     )
     writer = RowWriter(runs, marks="position_ids" in buffers.arrays)
     writer.write(slice(0, len(counts)), places, buffers)
