@@ -18,7 +18,6 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Sample, Transform
 from iostack.corpus.image_header import image_size
 from iostack.errors import MissingExtraError, SampleError, SettingsError
-from iostack.plan.keyed import derive_key
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,6 +122,8 @@ class Image:
         return pixels[top : top + self.crop, left : left + self.crop]
 
     def _at_random(self, data: bytes, key: int) -> Pixels:
+        from iostack.plan.keyed import derive_key
+
         assert self.crop is not None
         pixels = self._decode(data, at_least=None)
         top, left, height, width = _random_box(*pixels.shape[:2], key=key)
@@ -175,6 +176,8 @@ def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
 
 def _random_box(height: int, width: int, *, key: int) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of a random crop; the whole middle where ten tries do not fit."""
+    from iostack.plan.keyed import derive_key
+
     for number in range(_TRIES):
         share, ratio, down, across = (derive_key(key, number, each) % _UNIT / _UNIT for each in range(4))
         area = height * width * (_SHARES[0] + share * (_SHARES[1] - _SHARES[0]))
