@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from iostack import hookimpl
+from iostack.corpus.deadline import in_threads
 from iostack.errors import IostackError, PluginError
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class Processes:
     ) -> Iterator[R]:
         """Yield the results as they come; see ``Engine``."""
         if self._jobs == 1:
-            worker = build_worker()
-            yield from (worker(item) for item in items)
+            # In a thread, so that the caller goes on ticking, and Ctrl-C need not wait for a piece.
+            yield from (result for _, result in in_threads(build_worker(), list(items), threads=1, tick=tick))
             return
         waiting = iter(items)
         given: dict[Connection, T] = {}
