@@ -15,6 +15,8 @@ from trainer.metrics import StepMetrics
 from trainer.observing import Waits
 
 _LOG_EVERY_S = 5.0
+_WORTH_NAMING = 0.005
+"""Share of the time from which on the log names the stage that was waited for."""
 
 
 class RunProgress:
@@ -82,7 +84,8 @@ class RunProgress:
             f"step {metrics.step}/{self._total_steps}",
             f"loss {metrics.loss:.4f}",
             f"{_short(tokens_per_s)} tokens/s",
-            f"data wait {100 * wait_share:.1f} %" + (f" ({slowest})" if slowest else ""),
+            f"data wait {100 * wait_share:.1f} %"
+            + (f" ({slowest})" if slowest and wait_share >= _WORTH_NAMING else ""),
             f"ETA {_duration(left_s)}",
         ]
         if metrics.mfu is not None:
