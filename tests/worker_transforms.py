@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,11 @@ def is_third(sample: Sample) -> bool:
 def is_long(sample: Sample) -> bool:
     """A filter of texts."""
     return len(sample["text"]) > 30
+
+
+def put_ids(corpus: Any, workers: int, answers: Any) -> None:
+    """Put the ids of three batches of ``corpus``, read with workers; the target of a child process."""
+    import iostack
+
+    with iostack.Loader(corpus, batch_size=6, lanes=2, transforms=[decode_number], workers=workers) as loader:
+        answers.put([batch["sample_ids"].tolist() for batch in islice(loader, 3)])

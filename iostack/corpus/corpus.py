@@ -35,8 +35,10 @@ from iostack.corpus.manifest import Manifest, load_manifest, manifest_of
 from iostack.corpus.mapping import allow_many_files
 from iostack.corpus.place import Place
 from iostack.errors import CorpusError, FormatError, ShardError, UsageError
+from iostack.forks import renew_in_children
 
 _OPEN_READERS = 128
+_OPENING_LOCKS = 64
 _COUNT_THREADS = 16
 
 
@@ -105,16 +107,30 @@ class Corpus:
         """Objects of the listing that no format claimed; empty if there was a manifest, since nothing was listed."""
         self.columns = columns
         """The columns that samples have, in this order; None: all that are there."""
-        self._place = place
+        self._own_place = place
+        self._is_forked = False
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._readers_lock = threading.Lock()
         self._kinds: tuple[int, Mapping[str, str]] | None = None
-        self._opening = [threading.Lock() for _ in range(64)]
+        self._opening = [threading.Lock() for _ in range(_OPENING_LOCKS)]
+        renew_in_children(self)
 
     @property
     def holds_tokens(self) -> bool:
         """Whether the readers are ``TokenShardReader``: by the format, or, in formats that hold either, by the counts."""
         return self.format.holds_tokens or self.manifest.tokens is not None
+
+    @property
+    def _place(self) -> Place:
+        if self._is_forked:  # storage clients have threads and sockets of their own, which no child may use
+            self._own_place, self._is_forked = Place(*self._own_place.arguments), False
+        return self._own_place
+
+    def renew_after_fork(self) -> None:
+        """Be usable in a forked child: new locks, and a new client of the storage when one is needed."""
+        self._readers_lock = threading.Lock()
+        self._opening = [threading.Lock() for _ in range(_OPENING_LOCKS)]
+        self._is_forked = True
 
     def __repr__(self) -> str:
         return f"<Corpus {self.uri}: {self.format.name}, {self.num_shards:,} shards>"

@@ -162,6 +162,7 @@ class Loader(IterableDataset[Batch]):
         self.bad_samples = BadSamples(max_bad_samples)
         self._cursors: Cursors = {}
         self._iteration = 0
+        self._iterated_in: int | None = None
         self.number = next(_numbers)
         """Tells the loaders of a process apart."""
         self._running: Generator[LoadedBatch, None, None] | None = None
@@ -251,6 +252,7 @@ class Loader(IterableDataset[Batch]):
 
     def _iterate(self, iteration: int) -> Generator[Batch, None, None]:
         self._refuse_ended(iteration)
+        self._iterated_in = os.getpid()
         with _iterated_lock:
             _iterated.add(self)
         self._running = host = self._batches.batches(self.position, self._schedule.end, self._cursors)
@@ -278,7 +280,15 @@ class Loader(IterableDataset[Batch]):
             host.close()
         self.position, self._cursors = 0, {}
 
+    def _refuse_forked(self) -> None:
+        if self._iterated_in not in (None, os.getpid()):
+            raise UsageError(
+                f"this loader was iterated by process {self._iterated_in}, and this is a fork of it",
+                hint="make a Loader in each process that reads; a corpus may be shared",
+            )
+
     def _refuse_ended(self, iteration: int) -> None:
+        self._refuse_forked()
         if iteration != self._iteration:
             raise UsageError("this iterator was ended by a newer one, by load_state_dict() or by close()")
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from iostack.corpus.contracts import Sample, ShardReader
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PluginError
+from iostack.forks import renew_in_children
 from iostack.loader.meter import Meter, Pending
 from iostack.loader.threads import Threads, patience_s
 from iostack.plan.indexed import IndexedPlan
@@ -42,6 +43,7 @@ class Residency:
         self._meter = meter
         self._lookahead_bytes = lookahead_bytes
         self._lock = threading.Lock()
+        renew_in_children(self)
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._waiting: OrderedDict[int, None] = OrderedDict()
         self._fetches: dict[int, Pending[None]] = {}
@@ -126,6 +128,10 @@ class Residency:
         except Exception as error:
             name = self.corpus.shard_name(shard)
             raise PluginError(f"the reader of {name} failed on rows {rows}: {type(error).__name__}: {error}") from error
+
+    def renew_after_fork(self) -> None:
+        """Be able to stop in a forked child, whose threads are gone."""
+        self._lock = threading.Lock()
 
     def stop(self) -> None:
         """Stop fetching ahead, and wait for the fetches under way; the next ``want_windows`` begins anew."""

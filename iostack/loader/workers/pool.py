@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from iostack.errors import IostackError, PluginError
+from iostack.forks import renew_in_children
 from iostack.loader.workers.messages import Request, Status, Ticket, read, rebuild
 from iostack.loader.workers.notes import Note, Phase, Place
 from iostack.loader.workers.process import Process, Seat, TooSlow, WorkerDied
@@ -53,10 +54,10 @@ class Pool:
         self._tasks = itertools.count(1)
         self._changed = threading.Condition()
         self._is_running = False
-        self._owner = os.getpid()
         self._workers: list[Process | None] = [None] * number
         self._free: list[list[int]] = []
         self._starting = [threading.Lock() for _ in range(number)]
+        renew_in_children(self)
 
     @property
     def num_seats(self) -> int:
@@ -79,14 +80,22 @@ class Pool:
         with self._changed:
             self._is_running = False
             self._changed.notify_all()
-        if os.getpid() != self._owner:  # a forked child has no workers
-            return
         for index in range(self._number):
             with self._starting[index]:  # nobody starts one after this
                 worker = self._workers[index]
             if worker is not None:
                 worker.close()
                 self._workers[index] = None
+
+    def renew_after_fork(self) -> None:
+        """Leave the workers to the parent; a forked child starts its own."""
+        self._changed = threading.Condition()
+        self._starting = [threading.Lock() for _ in range(self._number)]
+        self._is_running = False
+        for worker in self._workers:
+            if worker is not None:
+                worker.disown()
+        self._workers = [None] * self._number
 
     def do(self, task: Any, *, patience_s: float) -> Any:
         """Return the result of a task; it must pickle, and ``str(task)`` names it.

@@ -217,6 +217,13 @@ class Process:
         self._told = self._told or why
         self._process.kill()
 
+    def disown(self) -> None:
+        """Let go of it in a forked child, which is not its parent."""
+        self._process.returncode = 0
+        for seat in self.seats:
+            seat.close()
+        self.seats.clear()
+
     def close(self) -> None:
         """Kill it and wait until it is gone."""
         self.kill("is not needed any more")
