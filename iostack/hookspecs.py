@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from iostack.corpus.contracts import Filter, Format, OpenOrigin, Tokenizer, Transform
     from iostack.prepare.contracts import Engine, Writer
+    from iostack.preview.contracts import ReadRun
     from trainer.contracts import BuildCallback, BuildModel, Parallelism
 
 hookspec = pluggy.HookspecMarker("iostack")
@@ -75,6 +76,11 @@ def iostack_parallelisms() -> Sequence[type[Parallelism]] | None:
 @hookspec
 def iostack_callbacks() -> Mapping[str, BuildCallback] | None:
     """Callbacks by name: ``build(**options) -> trainer.contracts.Callback``; ``[callbacks.NAME]`` asks for one."""
+
+
+@hookspec
+def iostack_runs() -> Sequence[ReadRun] | None:
+    """Runs: ``read(path, uri) -> PlannedRun | None`` of a settings file or run folder, for ``iostack plan -c``."""
 
 
 @hookspec

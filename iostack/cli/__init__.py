@@ -19,7 +19,7 @@ from iostack import __version__
 from iostack.errors import IostackError, UsageError, redact
 from iostack.registry import registry
 
-_OURS = ("bench", "index", "inspect", "plugins", "prepare")
+_OURS = ("bench", "index", "inspect", "plan", "plugins", "prepare")
 _EXAMPLES = """\b
 Examples:
   iostack quickstart

@@ -36,6 +36,12 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
     return SampleBatches(schedule, samples, reading, mean_batch_bytes=mean_batch_bytes)
 
 
+def build_source(source: PlannedSource, reading: Reading) -> SequenceSource | SampleSource:
+    """Return what reads one corpus of a loader; nothing is opened or started yet."""
+    is_cut = reading.plan.seq_len is not None
+    return _sequence_source(source, reading) if is_cut else _sample_source(source, reading)
+
+
 def _slots(columns: Columns, reading: Reading, schedule: Schedule) -> Slots:
     rows = schedule.topology.rows
     num_slots = PINNED_SLOTS if reading.pinned else SLOTS

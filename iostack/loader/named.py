@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -64,7 +65,10 @@ def _build_all(what: str, specs: Sequence[str | Mapping[str, Any] | Operator]) -
         try:
             built.append(build(**options))
         except TypeError as error:
-            raise SettingsError(f"{what} {table['name']!r} does not take these options: {error}") from error
+            raise SettingsError(
+                f"{what} {table['name']!r} does not take these options: {error}",
+                hint=f"it takes: {', '.join(inspect.signature(build).parameters) or 'none'}",
+            ) from error
         names.append(table)
     return built, names
 

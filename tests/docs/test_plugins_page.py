@@ -79,6 +79,7 @@ def test_the_distribution_is_listed_with_its_hooks(env: dict[str, str], tmp_path
         "my_convolution": ["iostack_models"],
         "my_sum": ["iostack_parallelisms"],
         "my_csv_log": ["iostack_callbacks"],
+        "my_json_run": ["iostack_runs"],
         "my_head": ["iostack_commands"],
     }
     assert {plugin["state"] for plugin in ours.values()} == {"loaded"}

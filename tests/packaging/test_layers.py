@@ -17,7 +17,7 @@ OURS = ("iostack", "trainer")
 
 LAYERS = [
     {"iostack.cli", "iostack.testing", "iostack.packing"},
-    {"iostack.bench", "iostack.metrics", "iostack.prepare"},
+    {"iostack.bench", "iostack.metrics", "iostack.prepare", "iostack.preview"},
     {"iostack.loader"},
     {"iostack.corpus", "iostack.plan"},
     {"iostack.cache"},
