@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from iostack.corpus.contracts import Tokenizer
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, StateError, UsageError
+from iostack.forks import renew_in_children
 from iostack.loader.bad_samples import BadSamples
 from iostack.loader.building import build_batches
 from iostack.loader.device import LoadedBatch, find_device, to_device
@@ -163,6 +164,7 @@ class Loader(IterableDataset[Batch]):
         self._cursors: Cursors = {}
         self._iteration = 0
         self._iterated_in: int | None = None
+        renew_in_children(self)
         self.number = next(_numbers)
         """Tells the loaders of a process apart."""
         self._running: Generator[LoadedBatch, None, None] | None = None
@@ -279,6 +281,10 @@ class Loader(IterableDataset[Batch]):
         finally:
             host.close()
         self.position, self._cursors = 0, {}
+
+    def renew_after_fork(self) -> None:
+        """End the iterator in a forked child; the parent's goes on."""
+        self._iteration += 1
 
     def _refuse_forked(self) -> None:
         if self._iterated_in not in (None, os.getpid()):
