@@ -112,6 +112,8 @@ def plan(
         raise click.UsageError("--write-skip needs --spike or --steps, which say what to skip")
     run = _run_of(uri, config, options)
     planned = _plan_of(run, ranks)
+    if len(run.sources) == 1:
+        epochs = epochs or run.sources[0].epochs
     if quality or estimate:
         from iostack.preview.estimate import estimate as costs_of
         from iostack.preview.quality import measure

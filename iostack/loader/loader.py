@@ -6,6 +6,7 @@ plan ──> residency ──> assemble ──> slot ──> device ──> cons
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -43,6 +44,8 @@ from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
 
 Batch = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class Loader(IterableDataset[Batch]):
@@ -324,10 +327,16 @@ class Loader(IterableDataset[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state, of this rank or merged; an iterator that exists is ended.
 
+        Another skip list than the saved one holds from the position on, where counts tell the order of all sources.
+
         Raises:
             StateError: it is of another corpus or plan, or lacks cursors of lanes of this rank; nothing has changed.
         """
-        position, cursors = read_state(state, self.plan.fingerprint, self.plan.fields())
+        fields = self.plan.fields()
+        by_units = any(source.uses_units for source in self.plan.sources)
+        position, cursors = read_state(state, self.plan.fingerprint, fields, may_differ=() if by_units else ("skip",))
+        if position and state["plan"].get("skip") != fields.get("skip"):
+            log.info("the skip list is another one than before: it holds from position %s on", f"{position:,}")
         self._refuse_missing_cursors(position, cursors)
         self._end_iteration()
         own = set(own_lanes(self._schedule.topology, self.lanes))

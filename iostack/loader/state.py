@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from iostack.errors import StateError
@@ -40,8 +40,10 @@ def make_state(fingerprint: str, plan: Mapping[str, Any], position: int, cursors
     }
 
 
-def read_state(state: Mapping[str, Any], fingerprint: str, plan: Mapping[str, Any]) -> tuple[int, Cursors]:
-    """Return (position, cursors) of a state that belongs to this corpus and plan.
+def read_state(
+    state: Mapping[str, Any], fingerprint: str, plan: Mapping[str, Any], *, may_differ: Collection[str] = ()
+) -> tuple[int, Cursors]:
+    """Return (position, cursors) of a state that belongs to this corpus and plan, but for the fields that may differ.
 
     Raises:
         StateError: it does not; the message names the field and both values.
@@ -50,7 +52,10 @@ def read_state(state: Mapping[str, Any], fingerprint: str, plan: Mapping[str, An
         raise StateError(f"a loader state is a table, not {type(state).__name__}")
     _same("version", state.get("version"), VERSION)
     _same("fingerprint", state.get("fingerprint"), fingerprint, hint=_OTHER_CORPUS)
-    _same("plan", state.get("plan"), dict(plan))
+    saved = state.get("plan")
+    if isinstance(saved, Mapping):
+        saved = {name: value for name, value in saved.items() if name not in may_differ}
+    _same("plan", saved, {name: value for name, value in plan.items() if name not in may_differ})
     position = state.get("position")
     if type(position) is not int or not 0 <= position < _MOST:
         raise StateError(f"field 'position' of the loader state is {position!r}, not a position")

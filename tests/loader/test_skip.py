@@ -144,14 +144,32 @@ def test_what_is_no_identity_is_refused(small: Corpora, tmp_path: Path, value: A
         make(small, "tokens", skip=path)
 
 
-def test_a_state_of_another_skip_list_is_refused_and_of_the_same_in_another_order_not(small: Corpora) -> None:
+def test_a_run_goes_on_before_a_spike_without_its_samples(small: Corpora, caplog: pytest.LogCaptureFixture) -> None:
+    with make(small, "tokens") as loader:
+        steps = islice(loader, 5)
+        before = [next(steps)["sample_ids"].tolist() for _ in range(2)]
+        state = loader.state_dict()
+        spike = [batch["sample_ids"].tolist() for batch in steps][1]
+    caplog.set_level("INFO", "iostack.loader")
+    with make(small, "tokens", skip=spike) as resumed:
+        resumed.load_state_dict(state)
+        after = [batch["sample_ids"].tolist() for batch in islice(resumed, 3)]
+    assert "the skip list is another one than before: it holds from position 24 on" in caplog.text
+    assert [*before, *after] == [batch["sample_ids"].tolist() for batch in islice(make(small, "tokens", skip=spike), 5)]
+    assert not set(spike) & {each for batch in after for each in batch}
+
+
+def test_units_refuse_a_state_of_another_skip_list_but_not_of_the_same_in_another_order(small: Corpora) -> None:
     listed = _ids(small, "tokens")[:4]
     with make(small, "tokens", skip=listed) as loader:
         state = loader.state_dict()
     with make(small, "tokens", skip=listed[::-1] * 2) as same:
         same.load_state_dict(state)
+    listed = _ids(small, "texts")[:4]
+    with make(small, "texts", skip=listed) as loader:
+        state = loader.state_dict()
     for other in (listed[1:], ()):
-        with make(small, "tokens", skip=other) as loader, pytest.raises(StateError, match=r"'plan\.skip'"):
+        with make(small, "texts", skip=other) as loader, pytest.raises(StateError, match=r"'plan\.skip'"):
             loader.load_state_dict(state)
 
 
