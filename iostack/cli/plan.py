@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -122,8 +122,9 @@ def plan(
     elif prove is not None:
         _prove(planned, run.batch_size, prove, steps or range(1, 11), epochs, as_json)
     else:
-        samples = _samples(run, planned, ranks, epochs, spike, steps or range(1, 2))
+        samples: Iterable[PlannedSample] = _samples(run, planned, ranks, epochs, spike, steps or range(1, 2))
         if write_skip is not None:
+            samples = list(samples)
             _write_skip(write_skip, planned, samples)
         _print((sample.as_json() for sample in samples), as_json)
 
@@ -177,7 +178,8 @@ def _plan_of(run: PlannedRun, ranks: int) -> LoaderPlan:
 
 def _samples(
     run: PlannedRun, planned: LoaderPlan, ranks: int, epochs: int | None, spike: str | None, steps: range
-) -> list[PlannedSample]:
+) -> Iterator[PlannedSample]:
+    """Yield the samples of the steps as they are found."""
     from iostack.plan.topology import Topology
     from iostack.preview.samples import Preview
     from iostack.preview.spikes import find_spikes, positions_of
@@ -187,15 +189,15 @@ def _samples(
         spikes = find_spikes(Path(spike))
         for each in spikes:
             click.echo(f"step {each.step}: loss {each.loss:.4f}, {each.median:.4f} before", err=True)
-        wanted = {each.step: each.position for each in spikes}
+        wanted = ((each.step, each.position) for each in spikes)
     else:
         if spike is not None:
             steps = _Steps().convert(spike, None, None)
-        wanted = {step: known.get(step, (step - 1) * run.batch_size) for step in steps}
+        wanted = ((step, known.get(step, (step - 1) * run.batch_size)) for step in steps)
     Topology(run.batch_size, 0, ranks)  # refuses ranks that do not divide the batch
     with Preview(planned, Topology(run.batch_size), epochs=epochs) as preview:
-        found = [sample for step, position in wanted.items() for sample in preview.at(position, step=step)]
-    return [sample.on_one_of(ranks) for sample in found]
+        for step, position in wanted:
+            yield from (sample.on_one_of(ranks) for sample in preview.at(position, step=step))
 
 
 def _prove(planned: LoaderPlan, batch_size: int, prove: str, steps: range, epochs: int | None, as_json: bool) -> None:
