@@ -51,7 +51,7 @@ def numpy_packing(folder: Path, num_batches: int) -> Callable[[], int]:
         for _ in range(num_batches // BLOCK):
             tokens, _, _ = next(blocks)
             for batch in tokens.reshape(BLOCK, BATCH_SIZE, WIDTH):
-                batch[0, 0]
+                batch.shape  # noqa: B018
         return num_batches * BATCH_SIZE * SEQ_LEN
 
     return run
@@ -98,7 +98,7 @@ def loader(folder: Path, num_batches: int, packing: str) -> Callable[[], int]:
 
     def run() -> int:
         for _ in range(num_batches):
-            next(batches)["tokens"][0, 0]
+            next(batches)["tokens"].shape  # noqa: B018
         return num_batches * BATCH_SIZE * SEQ_LEN
 
     return run

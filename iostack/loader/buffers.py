@@ -38,7 +38,7 @@ def sequence_columns(seq_len: int, *, packed: bool) -> Columns:
         "sample_ids": Column(np.int64),
     }
     if packed:
-        columns |= {"position_ids": Column(np.int64, seq_len), "loss_mask": Column(np.bool_, seq_len)}
+        columns |= {"position_ids": Column(np.int32, seq_len), "loss_mask": Column(np.bool_, seq_len)}
     return columns
 
 

@@ -54,11 +54,13 @@ class RowWriter:
         width = len(runs.streams.arrays[-1])
         ends = np.cumsum(runs.lengths)
         used = np.diff(ends[np.cumsum(runs.counts) - 1], prepend=0)
-        runs = _padded(runs, used, width)
-        self._runs = runs
-        self._used = used
+        self._runs = runs = _padded(runs, used, width)
         self._stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(runs.counts)])
-        self._marks = _Marks(runs, self._stops, width - 1) if marks else None
+        self._marks = _Marks(runs, self._stops, used) if marks else None
+        dtype = runs.streams.dtype
+        self._values = dtype and _Values(
+            runs.streams.addresses[runs.which] + runs.starts * dtype.itemsize, runs.lengths, dtype
+        )
 
     def write(self, part: slice, places: Int64s, buffers: Buffers) -> None:
         """Write rows ``part``, which has a start and a stop, to ``places`` of a block."""
@@ -67,37 +69,40 @@ class RowWriter:
         arrays = [buffers.arrays[name] for name in names]
         if not fills_all:
             arrays = [np.empty((len(places), array.shape[1]), array.dtype) for array in arrays]
-        self._gather(slice(int(self._stops[part.start]), int(self._stops[part.stop])), arrays[0].reshape(-1))
-        if self._marks:
-            position_ids, loss_mask = arrays[1:]
-            self._marks.write(part, position_ids, loss_mask)
-            (short,) = np.nonzero(self._used[part] < loss_mask.shape[1])
-            if len(short):
-                loss_mask[short] &= np.arange(loss_mask.shape[1]) < self._used[part][short, np.newaxis]
+        self._write(part, arrays)
         if not fills_all:
             for name, array in zip(names, arrays, strict=True):
                 buffers.arrays[name][places] = array
 
-    def _gather(self, part: slice, out: NDArray[np.int64]) -> None:
-        """Copy run after run into ``out``, which is as long as all of them."""
-        streams, which = self._runs.streams, self._runs.which[part]
-        starts, lengths = self._runs.starts[part], self._runs.lengths[part]
-        if streams.dtype is not None:
-            begins = streams.addresses[which] + starts * streams.dtype.itemsize
-            out[:] = _joined(begins, lengths, len(out), streams.dtype)
-            return
-        each = zip(which.tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
-        np.concatenate([streams.arrays[number][start:stop] for number, start, stop in each], out=out)
+    def _write(self, part: slice, arrays: Sequence[NDArray[Any]]) -> None:
+        runs = slice(int(self._stops[part.start]), int(self._stops[part.stop]))
+        joined = []
+        if self._values:
+            joined.append((self._values, runs, arrays[0]))
+        else:
+            self._concatenate(runs, arrays[0].reshape(-1))
+        if self._marks:
+            joined.append((self._marks.positions, self._marks.positions_of(part), arrays[1]))
+            self._marks.write_mask(part, arrays[2])
+        _join(joined)
+
+    def _concatenate(self, part: slice, out: NDArray[np.int64]) -> None:
+        """Copy runs of arrays of several types into ``out``, which is as long as all of them."""
+        runs = self._runs
+        starts, lengths = runs.starts[part], runs.lengths[part]
+        each = zip(runs.which[part].tolist(), starts.tolist(), (starts + lengths).tolist(), strict=True)
+        np.concatenate([runs.streams.arrays[number][start:stop] for number, start, stop in each], out=out)
 
 
 class _Marks:
     """Positions that restart at each run, and False where the label is of another run.
 
-    The runs fill all rows, each one longer than the rows of positions: the last token is only a label.
+    The runs fill all rows, each one longer than the rows of positions: the last token is only a label. ``used`` are the
+    tokens of each row before its padding.
     """
 
-    def __init__(self, runs: RunRows, stops: Int64s, seq_len: int) -> None:
-        rows = len(runs.counts)
+    def __init__(self, runs: RunRows, stops: Int64s, used: Int64s) -> None:
+        rows, seq_len = len(runs.counts), len(runs.streams.arrays[-1]) - 1
         starts = np.cumsum(runs.lengths) - runs.lengths
         starts -= np.repeat(np.arange(rows), runs.counts)  # where rows are one shorter
         begins_row = np.zeros(len(starts), np.bool_)
@@ -105,19 +110,30 @@ class _Marks:
         self._breaks = starts[~begins_row] - 1
         self._break_stops = stops - np.arange(rows + 1)
         is_input = np.diff(starts, append=rows * seq_len) > 0  # a run may be only the label of a row's last token
-        self._lengths = np.diff(starts[is_input], append=rows * seq_len)
-        self._length_stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_input)])[stops]
-        self._counted = np.arange(seq_len, dtype=np.uint16 if seq_len <= 1 << 16 else np.int64)
-
-    def write(self, part: slice, position_ids: NDArray[np.int64], loss_mask: NDArray[np.bool_]) -> None:
-        """Write the rows ``part``; the runs of padding are like any other."""
-        lengths = self._lengths[self._length_stops[part.start] : self._length_stops[part.stop]]
-        begins = np.full(len(lengths), self._counted.ctypes.data)
+        lengths = np.diff(starts[is_input], append=rows * seq_len)
+        self._position_stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_input)])[stops]
+        self._padding = np.maximum(seq_len - used, 0)
+        self._counted = np.arange(seq_len, dtype=np.uint16 if seq_len <= 1 << 16 else np.int32)
         # Runs of 0, 1, 2, ... are gathered like tokens, at half the cost of counting in place.
-        position_ids.reshape(-1)[:] = _joined(begins, lengths, position_ids.size, self._counted.dtype)
-        breaks = self._breaks[self._break_stops[part.start] : self._break_stops[part.stop]]
+        self.positions = _Values(
+            np.full(len(lengths), self._counted.ctypes.data, np.int64), lengths, self._counted.dtype
+        )
+
+    def positions_of(self, part: slice) -> slice:
+        """Return which of ``positions`` are those of rows ``part``."""
+        return slice(int(self._position_stops[part.start]), int(self._position_stops[part.stop]))
+
+    def write_mask(self, part: slice, loss_mask: NDArray[np.bool_]) -> None:
+        """Write the mask of rows ``part``."""
+        seq_len = loss_mask.shape[1]
         loss_mask[:] = True
-        loss_mask.reshape(-1)[breaks - part.start * loss_mask.shape[1]] = False
+        flat = loss_mask.reshape(-1)
+        flat[self._breaks[self._break_stops[part.start] : self._break_stops[part.stop]] - part.start * seq_len] = False
+        padding = self._padding[part]
+        stops = np.cumsum(padding)
+        if stops[-1]:
+            row_ends = np.arange(1, len(padding) + 1) * seq_len
+            flat[np.repeat(row_ends - stops, padding) + np.arange(stops[-1])] = False
 
 
 def _padded(runs: RunRows, used: Int64s, width: int) -> RunRows:
@@ -137,20 +153,40 @@ def _padded(runs: RunRows, used: Int64s, width: int) -> RunRows:
     )
 
 
-def _joined(begins: Int64s, lengths: Int64s, total: int, dtype: np.dtype[Any]) -> Tokens:
-    """Return runs of ``lengths`` values, ``total`` in all, in one array: each is in memory at address ``begins``.
+class _Values:
+    """Runs of ``lengths`` values of ``dtype``, each in memory at an address of ``begins``: to pyarrow, values of a binary array.
+
+    ``bounds`` are the addresses where each begins and ends, in turn; ``first`` and ``last`` the least and the greatest.
+    """
+
+    def __init__(self, begins: Int64s, lengths: Int64s, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self.bounds = np.empty(2 * len(begins), np.int64)
+        self.bounds[0::2] = begins
+        self.bounds[1::2] = begins + lengths * dtype.itemsize
+        self.first, self.last = int(begins.min()), int(self.bounds.max())
+
+
+def _join(joined: Sequence[tuple[_Values, slice, NDArray[Any]]]) -> None:
+    """Fill each array with runs of its own values, one after the other; it is as long as all of them.
 
     To pyarrow a run is one value of a binary array, and taking values is a loop of memcpy: 6 us for the 30 runs of a batch
     of 8 x 2048, where numpy's concatenate takes 24. The array's buffer is all memory from the first address on; its values
     are the runs, and between them what is never taken. The memory must stay where it is until this returns.
     """
-    base = int(begins.min())
-    offsets = np.empty(2 * len(begins) + 1, np.int64)
-    offsets[0:-1:2] = begins - base
-    offsets[1::2] = offsets[0:-1:2] + lengths * dtype.itemsize
+    if not joined:
+        return
+    base = min(values.first for values, _, _ in joined)
+    bounds = np.concatenate([*(values.bounds[2 * part.start : 2 * part.stop] for values, part, _ in joined), [0]])
+    bounds -= base
+    sizes = [array.size * values.dtype.itemsize for values, _, array in joined]
     # pyarrow makes room for the values taken by the mean length of all, and half of all are taken.
-    offsets[-1] = offsets[0] + 2 * total * dtype.itemsize
-    memory = pa.foreign_buffer(base, int(offsets.max()))
-    values = pa.Array.from_buffers(pa.large_binary(), 2 * len(begins), [None, pa.py_buffer(offsets), memory])
-    taken = values.take(pa.array(np.arange(0, 2 * len(begins), 2)))
-    return np.frombuffer(taken.buffers()[2], dtype, total)
+    bounds[-1] = bounds[0] + 2 * sum(sizes)
+    end = max(int(bounds[-1]), *(values.last - base for values, _, _ in joined))
+    count = len(bounds) - 1
+    buffers = [None, pa.py_buffer(bounds), pa.foreign_buffer(base, end)]
+    taken = pa.Array.from_buffers(pa.large_binary(), count, buffers).take(pa.array(np.arange(0, count, 2))).buffers()[2]
+    at = 0
+    for (values, _, array), size in zip(joined, sizes, strict=True):
+        array.reshape(-1)[:] = np.frombuffer(taken, values.dtype, array.size, at)
+        at += size

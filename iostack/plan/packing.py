@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int64s = NDArray[np.int64]
+Bounds = NDArray[np.int64] | NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,19 @@ def cut(bounds: Int64s, begins: Int64s, width: int) -> Pieces:
     Document d is [``bounds[d]``, ``bounds[d + 1]``) of the stream.
     """
     first = np.searchsorted(bounds, begins, side="right") - 1
-    counts = np.searchsorted(bounds, begins + width, side="left") - first
+    stop = np.searchsorted(bounds, begins + width, side="left")
+    return cut_documents(bounds, begins, width, first=first, counts=stop - first)
+
+
+def cut_documents(bounds: Bounds, begins: Int64s, width: int, *, first: Int64s, counts: Int64s) -> Pieces:
+    """Return the rows [begin, begin + width) of streams of documents, of which each row reads ``counts`` from ``first`` on.
+
+    Document d is [``bounds[d]``, ``bounds[d + 1]``) of its stream; those of several may follow each other.
+    """
     stops = np.cumsum(counts)
     documents = np.arange(stops[-1] if len(stops) else 0) + np.repeat(first - stops + counts, counts)
     rows = np.repeat(begins, counts)
-    starts, ends = bounds[documents], bounds[documents + 1]
+    starts, ends = bounds[documents].astype(np.int64), bounds[documents + 1].astype(np.int64)
     offsets = np.maximum(rows - starts, 0)
     lengths = np.minimum(ends, rows + width) - starts - offsets
     if lengths.all():
