@@ -5,7 +5,7 @@
         offsets, longest = cu_seqlens(batch["position_ids"])          # flash_attn_varlen_func, varlen_attn
         documents = document_ids(batch["position_ids"])               # flex_attention, or any mask
 
-Besides ``tokens`` int64[b, seq_len + 1], packed batches hold ``position_ids`` int64[b, seq_len], which are 0 where a document,
+Besides ``tokens`` int64[b, seq_len + 1], packed batches hold ``position_ids`` int32[b, seq_len], which are 0 where a document,
 or the rest of one that began in another row, begins, and count up from there; and ``loss_mask`` bool[b, seq_len], False where the
 label ``tokens[:, 1:]`` belongs to another document or to padding. Padding has token 0 and counts as one more document, so that
 no row of attention is empty. Importing this imports torch.

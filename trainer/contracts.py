@@ -164,7 +164,7 @@ class Cost:
 Batch = dict[str, "Tensor"]
 """What an executor consumes: ``tokens`` int64[b, s], ``labels`` int64[b, s] (``IGNORED`` where there is no loss), and
 anything else by name, one row per sequence: handed to the model as keyword arguments. Packed documents come with
-``positions`` and ``documents``, both int64[b, s]: positions restart at each document, and attention stays inside each."""
+``positions`` int32[b, s] and ``documents`` int64[b, s]: positions restart at each document, and attention stays inside each."""
 
 IGNORED = -100
 """The label of a position that has no loss."""

@@ -115,5 +115,5 @@ class Evaluation(Callback):
         shape = (rows, run.settings.data.seq_len + 1)
         padding = {"tokens": torch.zeros(shape, dtype=torch.int64), "valid": torch.zeros(rows, dtype=torch.bool)}
         if run.settings.data.packing != "none":
-            padding["position_ids"] = torch.arange(run.settings.data.seq_len).repeat(rows, 1)
+            padding["position_ids"] = torch.arange(run.settings.data.seq_len, dtype=torch.int32).repeat(rows, 1)
         return padding

@@ -21,7 +21,7 @@ def label_batch(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
 
     ``tokens`` int64[b, s + 1] become tokens[:, :-1] and labels[:, 1:]. Rows where ``valid`` bool[b] is False, and
     positions where the optional ``loss_mask`` bool[b, s] is False, get the label ``IGNORED``. The optional ``position_ids``
-    int64[b, s] of packed documents become ``positions``, and ``documents`` int64[b, s], which number them in each row.
+    int32[b, s] of packed documents become ``positions``, and ``documents`` int64[b, s], which number them in each row.
     """
     tokens = batch["tokens"].to(device, non_blocking=True)
     labels = tokens[:, 1:]

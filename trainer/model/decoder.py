@@ -38,7 +38,7 @@ class Decoder(nn.Module):
     """A decoder, or one pipeline stage of it: ``layers`` says which blocks it holds.
 
     Maps int64 tokens [B, S] (a stage after the first: hidden states [B, S, D]) to logits [B, S, V] (a stage before the
-    last: hidden states). ``positions`` int64[B, S] overrides the positions 0 to S - 1; attention stays
+    last: hidden states). ``positions`` int32 or int64[B, S] overrides the positions 0 to S - 1; attention stays
     inside runs of equal ``documents`` int64[B, S].
     """
 
