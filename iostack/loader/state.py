@@ -13,7 +13,8 @@ from typing import Any
 from iostack.errors import StateError
 from iostack.loader.streams import Cursor
 
-VERSION = 1
+VERSION = 2
+"""1 was of an order in which segments stood side by side on the axis."""
 State = dict[str, Any]
 _MOST = 1 << 48
 """Numbers in a state are below this, so that no product of one with the number of lanes leaves 64 bits."""

@@ -2,16 +2,22 @@
 
 One epoch is the axis [0, N) of all samples, shard after shard in permuted order. It is cut into L segments; in epoch e
 lane l reads segment (l - eN) mod L, so the endless stream of positions g = 0, 1, 2, ... (lane g mod L) meets every
-sample once in every [eN, (e+1)N). A segment is cut into windows of W samples, the borders of segment j shifted by
-(2j + 1) W / 2L, so that lanes never refill together.
+sample once in every [eN, (e+1)N). Segment j stands at the place j * stride mod L, with a stride near the golden section of
+L: so successive positions come from all over the axis, not from one shard. A segment is cut into windows of W samples,
+the borders of segment j shifted by (2j + 1) W / 2L, so that lanes never refill together.
 
-    epoch e:   |--- segment 0 ---|--- segment 1 ---|--- segment 2 ---|
-    windows:   |.|....|....|.....|...|....|....|...|....|....|....|..|
+    epoch e:   |--- segment 0 ---|--- segment 2 ---|--- segment 1 ---|
+    windows:   |.|....|....|.....|....|....|....|..|...|....|....|...|
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+
+import numpy as np
+from numpy.typing import NDArray
 
 _MOST_WINDOW_SAMPLES = 1 << 17
 _LEAST_LANES, _MOST_LANES = 8, 64
@@ -43,8 +49,17 @@ class LaneGeometry:
     def segment_bounds(self, segment: int) -> tuple[int, int]:
         """Return [start, stop) of a segment on the axis; the first N mod L segments hold one sample more."""
         size, larger = divmod(self.num_samples, self.lanes)
-        start = segment * size + min(segment, larger)
+        start = int(self._segment_starts[segment])
         return start, start + size + (segment < larger)
+
+    @cached_property
+    def _segment_starts(self) -> NDArray[np.int64]:
+        size, larger = divmod(self.num_samples, self.lanes)
+        at_place = np.argsort(np.arange(self.lanes) * segment_stride(self.lanes) % self.lanes)
+        ends = np.cumsum(size + (at_place < larger))
+        starts = np.empty(self.lanes, np.int64)
+        starts[at_place] = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        return starts
 
     def window_at(self, lane: int, time: int) -> Window:
         """Return the window that holds the ``time``-th sample of ``lane``, that is position time * L + lane."""
@@ -67,6 +82,15 @@ class LaneGeometry:
             length=high - low,
             first_time=time - (offset - low),
         )
+
+
+def segment_stride(lanes: int) -> int:
+    """Return how far apart on the axis successive segments stand: coprime to ``lanes``, as near its golden section as can be.
+
+    So any number of successive segments are spread evenly (the three-gap theorem; Swierczkowski 1958).
+    """
+    wanted = lanes * 618_034 // 1_000_000
+    return min((s for s in range(1, lanes + 1) if gcd(s, lanes) == 1), key=lambda s: (abs(s - wanted), s))
 
 
 def choose_window(window_bytes: int, mean_sample_bytes: float) -> int:

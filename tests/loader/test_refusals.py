@@ -77,7 +77,7 @@ def test_a_state_of_another_corpus_is_refused_and_one_of_a_copy_is_not(small: Co
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        ({"version": 2}, "'version' of the loader state is 2, but here it is 1"),
+        ({"version": 1}, "'version' of the loader state is 1, but here it is 2"),
         ({"position": -1}, "'position' .* -1"),
         ({"position": 1.0}, "'position'"),
         ({"position": True}, "'position'"),

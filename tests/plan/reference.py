@@ -38,6 +38,16 @@ def permutation(key: int, length: int) -> list[int]:
     return sorted(range(length), key=lambda number: keyed_hash(key, number) >> 32)
 
 
+def stride(lanes: int) -> int:
+    """How far apart successive segments stand: coprime to L and nearest to 0.618034 L, the smaller of two."""
+    wanted, distance = lanes * 618_034 // 1_000_000, 0
+    while True:
+        for candidate in (wanted - distance, wanted + distance):
+            if candidate > 0 and gcd(candidate, lanes) == 1:
+                return candidate
+        distance += 1
+
+
 class Source:
     """The order of one source, epoch by epoch as whole lists of samples."""
 
@@ -55,7 +65,8 @@ class Source:
     def segment(self, epoch: int, number: int) -> list[Sample]:
         """One of the L parts that an axis is cut into; the first N mod L hold one sample more."""
         sizes = [self.num_samples // self.lanes + (j < self.num_samples % self.lanes) for j in range(self.lanes)]
-        start = sum(sizes[:number])
+        places = [j * stride(self.lanes) % self.lanes for j in range(self.lanes)]
+        start = sum(size for size, place in zip(sizes, places) if place < places[number])
         return self.axis(epoch)[start : start + sizes[number]]
 
     def windows(self, epoch: int, number: int) -> list[list[Sample]]:

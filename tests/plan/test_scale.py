@@ -49,13 +49,15 @@ def at(position: int, num_samples: int, shards_and_ends: dict[int, tuple[list[in
     """Where one position stands, by integers alone."""
     epoch, within = divmod(position, num_samples)
     offset, segment = divmod(within, LANES)
-    starts = [number * (num_samples // LANES) + min(number, num_samples % LANES) for number in range(LANES + 1)]
+    sizes = [num_samples // LANES + (number < num_samples % LANES) for number in range(LANES)]
+    places = [number * reference.stride(LANES) % LANES for number in range(LANES)]
+    start = sum(size for size, place in zip(sizes, places) if place < places[segment])
     shift = (2 * segment + 1) * WINDOW // (2 * LANES)
-    borders = [0, *range(shift, starts[segment + 1] - starts[segment], WINDOW), starts[segment + 1] - starts[segment]]
+    borders = [0, *range(shift, sizes[segment], WINDOW), sizes[segment]]
     index = sum(border <= offset for border in borders[1:])
     key = reference.derive_key(SEED, reference.WINDOW_ORDER, epoch, segment, index)
     draws = reference.permutation(key, borders[index + 1] - borders[index])
-    axis = starts[segment] + borders[index] + draws[offset - borders[index]]
+    axis = start + borders[index] + draws[offset - borders[index]]
     shards, ends = shards_and_ends[epoch]
     place = next(number for number, end in enumerate(ends) if axis < end)
     return epoch, shards[place], axis - (ends[place - 1] if place else 0)
@@ -104,7 +106,9 @@ def test_the_draws_of_a_long_run_are_counted_exactly() -> None:
 def test_a_segment_of_a_huge_corpus_is_exact() -> None:
     geometry = LaneGeometry(num_samples=2**61 + 13, lanes=64, window=2**16)
     start, stop = geometry.segment_bounds(63)
-    assert (start, stop) == (63 * 2**55 + 13, 2**61 + 13)
+    place = 63 * 39 % 64
+    before = sum(number * 39 % 64 < place for number in range(13))  # of the segments that hold one sample more
+    assert (start, stop) == (place * 2**55 + before, (place + 1) * 2**55 + before)
     window = geometry.window_at(63, 2**54)
     assert window.axis_start == start + (127 * 2**16 // 128) + (window.index - 1) * 2**16
     assert window.first_time <= 2**54 < window.first_time + window.length

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.units import choose_unit_lanes
-from iostack.plan.windows import LaneGeometry, Window, choose_lanes, choose_window
+from iostack.plan.windows import LaneGeometry, Window, choose_lanes, choose_window, segment_stride
 
 from .reference import Sample
 from .strategies import Setup, corpora, examples, located
@@ -33,11 +33,29 @@ def draws_of(plan: IndexedPlan, lane: int, window: Window) -> list[Sample]:
 @given(num_samples=st.integers(1, 200), lanes=st.integers(1, 30))
 def test_segments_are_the_axis_cut_into_near_equal_parts(num_samples: int, lanes: int) -> None:
     bounds = [LaneGeometry(num_samples, lanes, 4).segment_bounds(segment) for segment in range(lanes)]
-    assert [start for start, _ in bounds] == [0, *(stop for _, stop in bounds[:-1])]
-    assert bounds[-1][1] == num_samples
+    on_axis = sorted(bounds)
+    assert [start for start, _ in on_axis] == [0, *(stop for _, stop in on_axis[:-1])]
+    assert on_axis[-1][1] == num_samples
     sizes = [stop - start for start, stop in bounds]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] - sizes[-1] <= 1
+
+
+@pytest.mark.parametrize("lanes", [8, 16, 48, 64, 100])
+def test_any_number_of_successive_segments_are_spread_over_the_axis(lanes: int) -> None:
+    geometry = LaneGeometry(num_samples=1000 * lanes, lanes=lanes, window=100)
+    places = [geometry.segment_bounds(segment)[0] // 1000 for segment in range(lanes)]
+    for count in range(2, lanes + 1):
+        for first in range(lanes):
+            chosen = sorted(places[(first + number) % lanes] for number in range(count))
+            gaps = [after - before for before, after in zip(chosen, [*chosen[1:], chosen[0] + lanes])]
+            assert max(gaps) <= 3 * -(-lanes // count)
+            assert min(gaps) >= lanes // (3 * count) or lanes not in (8, 16, 64)
+
+
+@pytest.mark.parametrize(("lanes", "stride"), [(1, 1), (2, 1), (3, 1), (4, 1), (8, 3), (12, 7), (64, 39), (1000, 617)])
+def test_the_stride_of_segments_never_changes(lanes: int, stride: int) -> None:
+    assert segment_stride(lanes) == stride
 
 
 @examples(60)
@@ -74,7 +92,10 @@ def test_no_two_windows_share_an_identity(setup: Setup) -> None:
 
 def test_the_borders_of_lanes_are_spread_evenly_over_a_window() -> None:
     geometry = LaneGeometry(num_samples=8000, lanes=8, window=160)
-    starts = [[w.axis_start - 1000 * w.segment for w in windows_of(geometry, lane, 1000)] for lane in range(8)]
+    starts = [
+        [w.axis_start - geometry.segment_bounds(w.segment)[0] for w in windows_of(geometry, lane, 1000)]
+        for lane in range(8)
+    ]
     assert [segment[:3] for segment in starts] == [[0, shift, shift + 160] for shift in range(10, 160, 20)]
     borders = [border for segment in starts for border in segment[1:]]
     assert len(set(borders)) == len(borders)
