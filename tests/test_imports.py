@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import corpora
+
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "pyarrow", "pandas", "fsspec", "webdataset", "tokenizers", "pydantic", "rich", "matplotlib")
 
@@ -52,6 +54,18 @@ def test_opening_a_corpus_imports_neither_torch_nor_pandas(tmp_path: Path) -> No
         "corpus = iostack.open_corpus(sys.argv[1])\n"
         "assert corpus.open_shard(0).read([0]) == [{'n': 1}]\n"
         "print([name for name in ('torch', 'pandas', 'fsspec', 'webdataset') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_first_batch_of_tokens_needs_neither_pyarrow_nor_processes(tmp_path: Path) -> None:
+    corpora.write_tokens(tmp_path / "a", [[range(100)]])
+    program = (
+        "import sys, iostack\n"
+        "loader = iostack.Loader(iostack.open_corpus(sys.argv[1]), batch_size=2, seq_len=8)\n"
+        "next(iter(loader))\n"
+        "print([name for name in ('pyarrow', 'iostack.loader.workers.pool') if name in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -2,17 +2,17 @@
 
 Nothing here loops over shards when a manifest is opened, so one of a million shards opens in milliseconds. A manifest
 comes from beside the data and is trusted no more than the data: text is bounds-checked where it is read, counts where
-they are summed, and paths cannot leave the corpus.
+they are summed, and paths cannot leave the corpus. One that was made from a listing stays in memory, and needs no pyarrow.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,40 +36,35 @@ class Manifest:
     ``bytes``, ``samples`` and ``tokens`` are read-only int64 views of the mapped file.
     """
 
-    def __init__(self, batch: Any, *, source: str) -> None:
-        self._batch = batch
+    def __init__(self, table: Table, *, source: str) -> None:
+        self._table = table
         self._source = source
-        metadata = batch.schema.metadata or {}
-        if metadata.get(b"iostack.manifest") != _VERSION.encode():
-            raise self._damaged("it is not a manifest of this version")
+        metadata = table.metadata
         try:
-            numbers = [_numbers(batch.column(name)) for name in _NUMBERS]
-            self._texts = {name: _Texts(batch.column(name)) for name in _TEXTS}
             self.format: str = metadata[b"format"].decode()
             self.fingerprint: str = metadata[b"fingerprint"].decode()
             self.vocab_size: int | None = _vocab_size(metadata.get(b"vocab_size"))
-        except (KeyError, ValueError, IndexError, TypeError) as error:
+        except (KeyError, ValueError) as error:
             raise self._damaged(str(error)) from error
-        self.num_shards: int = batch.num_rows
-        self.bytes: NDArray[np.int64] = numbers[0]
-        self._counted = numbers[1:]
+        self.bytes: NDArray[np.int64] = table.numbers["bytes"]
+        self.num_shards: int = len(self.bytes)
 
     def with_vocab_size(self, vocab_size: int | None) -> Manifest:
         """Return the same manifest, which says that all token ids are below ``vocab_size``; the fingerprint stays."""
         if vocab_size is None:
             return self
-        metadata = {**self._batch.schema.metadata, b"vocab_size": str(vocab_size).encode()}
-        return Manifest(self._batch.replace_schema_metadata(metadata), source=self._source)
+        metadata = {**self._table.metadata, b"vocab_size": str(vocab_size).encode()}
+        return Manifest(self._table._replace(metadata=metadata), source=self._source)
 
     @cached_property
     def samples(self) -> NDArray[np.int64] | None:
         """Samples of each shard, or None if that of any shard is unknown."""
-        return self._known(self._counted[0])
+        return self._known(self._table.numbers["samples"])
 
     @cached_property
     def tokens(self) -> NDArray[np.int64] | None:
         """Tokens of each shard, or None if that of any shard is unknown."""
-        return self._known(self._counted[1])
+        return self._known(self._table.numbers["tokens"])
 
     def _known(self, column: NDArray[np.int64]) -> NDArray[np.int64] | None:
         if not len(column):
@@ -80,9 +75,7 @@ class Manifest:
         return None if low == _UNKNOWN else column
 
     def _damaged(self, reason: str) -> CorpusError:
-        return CorpusError(
-            f"{self._source}: the manifest is damaged: {reason}", hint="write it anew: iostack index URI"
-        )
+        return _damaged(self._source, reason)
 
     @property
     def total_samples(self) -> int | None:
@@ -126,12 +119,12 @@ class Manifest:
 
     def counts(self, shard: int) -> Counts | None:
         """Return the counts of one shard, or None if they are unknown."""
-        samples, tokens = (int(column[shard]) for column in self._counted)
+        samples, tokens = (int(self._table.numbers[name][shard]) for name in ("samples", "tokens"))
         return None if samples == _UNKNOWN else Counts(samples, None if tokens == _UNKNOWN else tokens)
 
     def _text(self, column: str, shard: int) -> str:
         try:
-            return self._texts[column][shard]
+            return self._table.texts[column][shard]
         except ValueError as error:
             raise self._damaged(f"{column} of shard {shard}: {error}") from error
 
@@ -139,10 +132,17 @@ class Manifest:
         """Return the Arrow IPC file."""
         import pyarrow as pa
 
+        columns = {name: _numbers_column(column) for name, column in self._table.numbers.items()}
+        columns |= {name: _texts_column(texts) for name, texts in self._table.texts.items()}
+        batch = pa.record_batch(columns).replace_schema_metadata(dict(self._table.metadata))
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, self._batch.schema) as writer:
-            writer.write_batch(self._batch)
+        with pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
+def _damaged(source: str, reason: object) -> CorpusError:
+    return CorpusError(f"{source}: the manifest is damaged: {reason}", hint="write it anew: iostack index URI")
 
 
 def _vocab_size(text: bytes | None) -> int | None:
@@ -153,6 +153,48 @@ def _vocab_size(text: bytes | None) -> int | None:
     return int(text[:12])
 
 
+class Texts:
+    """A column of strings as Arrow lays it out, which checks its offsets when it is read: Arrow itself trusts them."""
+
+    def __init__(self, ends: NDArray[np.int64], data: memoryview) -> None:
+        self.ends = ends
+        """int64[S + 1]: where each text starts, and the end."""
+        self.data = data
+
+    def __getitem__(self, row: int) -> str:
+        start, stop = int(self.ends[row]), int(self.ends[row + 1])
+        if not 0 <= start <= stop <= len(self.data):
+            raise ValueError(f"text from {start} to {stop} of {len(self.data)} bytes")
+        return bytes(self.data[start:stop]).decode()
+
+
+class Table(NamedTuple):
+    """The columns of a manifest, in memory or in the mapped file; ``numbers`` are int64[S], by name."""
+
+    numbers: Mapping[str, NDArray[np.int64]]
+    texts: Mapping[str, Texts]
+    metadata: Mapping[bytes, bytes]
+
+
+def _texts_of(texts: Sequence[str]) -> Texts:
+    encoded = [text.encode() for text in texts]
+    ends = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=ends[1:])
+    return Texts(ends, memoryview(b"".join(encoded)))
+
+
+def _table_of(batch: Any) -> Table:
+    """Return the columns of an Arrow record batch, not copied."""
+    metadata = batch.schema.metadata or {}
+    if metadata.get(b"iostack.manifest") != _VERSION.encode():
+        raise ValueError("it is not a manifest of this version")
+    return Table(
+        {name: _numbers(batch.column(name)) for name in _NUMBERS},
+        {name: _texts(batch.column(name)) for name in _TEXTS},
+        metadata,
+    )
+
+
 # pyarrow's own conversions to and from numpy import pandas where it is installed: 370 ms.
 def _numbers(column: Any) -> NDArray[np.int64]:
     if str(column.type) != "int64" or column.null_count or column.offset:
@@ -161,37 +203,25 @@ def _numbers(column: Any) -> NDArray[np.int64]:
     return np.frombuffer(data, np.int64, len(column)) if len(column) else np.zeros(0, np.int64)
 
 
+def _texts(column: Any) -> Texts:
+    if str(column.type) != "large_string" or column.null_count or column.offset:
+        raise ValueError(f"a column of text is {column.type} with {column.null_count} nulls")
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int64, len(column) + 1)
+    return Texts(ends, memoryview(data) if data is not None else memoryview(b""))
+
+
 def _numbers_column(values: NDArray[np.int64]) -> Any:
     import pyarrow as pa
 
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)])
 
 
-def _texts_column(texts: Sequence[str]) -> Any:
+def _texts_column(texts: Texts) -> Any:
     import pyarrow as pa
 
-    encoded = [text.encode() for text in texts]
-    ends = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=ends[1:])
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
-
-
-class _Texts:
-    """A column of strings that checks its offsets when it is read: Arrow itself trusts them."""
-
-    def __init__(self, column: Any) -> None:
-        if str(column.type) != "large_string" or column.null_count or column.offset:
-            raise ValueError(f"a column of text is {column.type} with {column.null_count} nulls")
-        _, offsets, data = column.buffers()
-        self._offsets = np.frombuffer(offsets, np.int64, len(column) + 1)
-        self._data = memoryview(data) if data is not None else memoryview(b"")
-
-    def __getitem__(self, row: int) -> str:
-        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
-        if not 0 <= start <= stop <= len(self._data):
-            raise ValueError(f"text from {start} to {stop} of {len(self._data)} bytes")
-        return bytes(self._data[start:stop]).decode()
+    buffers = [None, pa.py_buffer(texts.ends), pa.py_buffer(texts.data)]
+    return pa.Array.from_buffers(pa.large_string(), len(texts.ends) - 1, buffers)
 
 
 def manifest_of(format: str, shards: Sequence[Shard], counts: Sequence[Counts | None]) -> Manifest:
@@ -225,23 +255,21 @@ def manifest_from_columns(
     companions: Sequence[str] | None = None,
 ) -> Manifest:
     """Build a manifest from columns of equal length; ``companions`` holds JSON: ``[[path, bytes, etag], ...]``."""
-    import pyarrow as pa
-
     empty = [""] * len(paths)
     numbers = [
-        np.full(len(paths), _UNKNOWN, np.int64) if column is None else np.ascontiguousarray(column, np.int64)
+        np.full(len(paths), _UNKNOWN, np.int64) if column is None else np.array(column, np.int64)
         for column in (bytes, samples, tokens)
     ]
-    columns = {
-        **{name: _numbers_column(column) for name, column in zip(_NUMBERS, numbers, strict=True)},
-        "path": _texts_column(paths),
-        "etag": _texts_column(etags or empty),
-        "compression": _texts_column(compressions or empty),
-        "companions": _texts_column(companions or empty),
-    }
+    for column in numbers:
+        column.flags.writeable = False
+    texts = (paths, etags or empty, compressions or empty, companions or empty)
     metadata = {"iostack.manifest": _VERSION, "format": format, "fingerprint": _fingerprint(paths, numbers)}
-    batch = pa.record_batch(columns)
-    return Manifest(batch.replace_schema_metadata(metadata), source="a manifest in memory")
+    table = Table(
+        dict(zip(_NUMBERS, numbers, strict=True)),
+        {name: _texts_of(column) for name, column in zip(_TEXTS, texts, strict=True)},
+        {name.encode(): text.encode() for name, text in metadata.items()},
+    )
+    return Manifest(table, source="a manifest in memory")
 
 
 def load_manifest(file: Path | bytes, *, source: str) -> Manifest:
@@ -257,12 +285,10 @@ def load_manifest(file: Path | bytes, *, source: str) -> Manifest:
         reader = pa.ipc.open_file(data)
         if reader.num_record_batches != 1:
             raise pa.ArrowInvalid(f"{reader.num_record_batches} record batches instead of one")
-        batch = reader.get_batch(0)
-    except (pa.ArrowException, OSError, MemoryError) as error:
-        raise CorpusError(
-            f"{source}: the manifest is damaged: {error}", hint="write it anew: iostack index URI"
-        ) from error
-    return Manifest(batch, source=source)
+        table = _table_of(reader.get_batch(0))
+    except (pa.ArrowException, OSError, MemoryError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise _damaged(source, error) from error
+    return Manifest(table, source=source)
 
 
 def _fingerprint(paths: Sequence[str], numbers: Sequence[NDArray[np.int64]]) -> str:
