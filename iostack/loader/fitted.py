@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from iostack.errors import IostackError, PlanError, ShardError
-from iostack.loader.buffers import Buffers
 from iostack.loader.documents import read_documents
 from iostack.loader.lookahead import LookAhead
-from iostack.loader.packed import Packer, UnitSequences, write_outputs
+from iostack.loader.packed import PackedSource, Packer, UnitSequences
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
-from iostack.loader.schedule import Draws, Int64s
-from iostack.loader.sequences import Fill
-from iostack.loader.sources import StreamedSource
 from iostack.loader.streams import UnitSource
 from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.units import Unit
@@ -25,8 +19,10 @@ _DOCUMENT_ORDER = 5
 """Purpose of keys; see ``iostack.plan.indexed``."""
 
 
-class FittedDocumentSource(StreamedSource[UnitSequences]):
+class FittedDocumentSource(PackedSource):
     """One corpus of token shards, as a source of sequences of whole documents."""
+
+    taken_bytes = 32 << 20
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         plan = reading.plan
@@ -47,13 +43,6 @@ class FittedDocumentSource(StreamedSource[UnitSequences]):
             most_in_vain=source.most_units_in_vain,
         )
         super().__init__(source.number, Residency(source.corpus, reading.lookahead_bytes, reading.meter), units)
-
-    def plan(self, draws: Draws) -> Fill:
-        """Return what writes the next outputs of the drawn lanes, and the cursor after each, into blocks."""
-        return partial(self._fill, draws.positions)
-
-    def _fill(self, positions: Int64s, part: slice, places: Int64s, buffers: Buffers) -> None:
-        write_outputs(self.take(Draws(places, positions[part])), self.number, places, buffers)
 
     def _load(self, unit: Unit) -> UnitSequences:
         """Return the sequences of a unit; of equally long documents, (seed, epoch, unit) decides which is placed first."""

@@ -8,9 +8,9 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from iostack.loader.residency import Residency
-from iostack.loader.schedule import Draws
+from iostack.loader.schedule import Draws, Int64s
 from iostack.loader.state import Cursors
-from iostack.loader.streams import Cursor, Outputs, UnitSource
+from iostack.loader.streams import Cursor, Outputs, Stretch, UnitSource
 
 
 class Source(Protocol):
@@ -77,13 +77,30 @@ class StreamedSource(Generic[Given]):
         self.residency = residency
         self._units = units
 
+    @property
+    def lanes(self) -> int:
+        """The lanes of its plan."""
+        return self._units.units.plan.lanes
+
     def take(self, draws: Draws) -> Iterator[Taken[Given]]:
         """Yield the next outputs of the drawn lanes, in the order of ``draws``; waits for units."""
-        times, lanes = np.divmod(draws.positions, self._units.units.plan.lanes)
+        times, lanes = np.divmod(draws.positions, self.lanes)
         for place, lane, time in zip(draws.places.tolist(), lanes.tolist(), times.tolist(), strict=True):
             stream = self._units.stream(lane)
             outputs, output, is_valid = stream.take(time)
             yield Taken(place, outputs, output, is_valid, lane, stream.cursor)
+
+    def take_all(self, positions: Int64s) -> Iterator[tuple[Int64s, Stretch[Given]]]:
+        """Yield the outputs at positions that ascend in every lane, unit by unit, and the indices of their positions.
+
+        Lane after lane is taken, so all units are waited for before the last output of the first lane is used.
+        """
+        times, lanes = np.divmod(positions, self.lanes)
+        by_lane = np.argsort(lanes, kind="stable")
+        for indices in np.split(by_lane, np.flatnonzero(np.diff(lanes[by_lane])) + 1):
+            for stretch in self._units.stream(int(lanes[indices[0]])).take_all(times[indices]):
+                yield indices[: len(stretch.chosen)], stretch
+                indices = indices[len(stretch.chosen) :]
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""

@@ -9,8 +9,11 @@ loaded ahead by threads, as far as the bound allows; what a unit gives is a pure
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, StateError
@@ -35,6 +38,15 @@ class Outputs(Protocol):
 
 
 Given = TypeVar("Given", bound=Outputs)
+
+
+class Stretch(NamedTuple, Generic[Given]):
+    """Successive takes from one unit: int64, which of its outputs each got, and what is true of all of them."""
+
+    outputs: Given
+    chosen: NDArray[np.int64]
+    draw: int
+    is_valid: bool
 
 
 class UnitSource(Generic[Given]):
@@ -178,6 +190,25 @@ class LaneStream(Generic[Given]):
 
         ``time`` must not go back; outputs before it that other ranks take are passed over.
         """
+        outputs = self._reach(time)
+        chosen = self._given
+        self._given += 1
+        self._time += 1
+        return outputs, chosen, not self._source.is_past_end(self._lane, self._draw)
+
+    def take_all(self, times: NDArray[np.int64]) -> Iterator[Stretch[Given]]:
+        """Yield what ``take`` would return for each of ``times``, int64 and ascending, unit by unit."""
+        while len(times):
+            outputs = self._reach(int(times[0]))
+            chosen = times + (self._given - self._time)
+            chosen = chosen[: np.searchsorted(chosen, len(outputs))]
+            self._given = int(chosen[-1]) + 1
+            self._time = int(times[len(chosen) - 1]) + 1
+            yield Stretch(outputs, chosen, self._draw, not self._source.is_past_end(self._lane, self._draw))
+            times = times[len(chosen) :]
+
+    def _reach(self, time: int) -> Given:
+        """Go on to the ``time``-th output, and return those of its unit."""
         if time < self._time:
             raise StateError(f"field 'cursors': lane {self._lane} is at output {self._time}, after {time}")
         while True:
@@ -186,11 +217,7 @@ class LaneStream(Generic[Given]):
             self._given += step
             self._time += step
             if self._given < len(outputs):
-                break
-        chosen = self._given
-        self._given += 1
-        self._time += 1
-        return outputs, chosen, not self._source.is_past_end(self._lane, self._draw)
+                return outputs
 
     def is_finished(self) -> bool:
         """Return whether the finite pass holds no more outputs; loads no unit beyond it."""

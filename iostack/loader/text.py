@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -19,13 +19,12 @@ from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.filtering import Filtering
 from iostack.loader.lookahead import LookAhead
-from iostack.loader.packed import BadRow, Packer, UnitSequences, write_outputs
+from iostack.loader.packed import BadRow, PackedSource, Packer, UnitSequences
 from iostack.loader.pieces import Tokens
 from iostack.loader.planning import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.residency import Residency
-from iostack.loader.schedule import Draws, Int64s
-from iostack.loader.sources import StreamedSource
+from iostack.loader.schedule import Int64s
 from iostack.loader.streams import UnitSource
 from iostack.loader.tasks import UnitTask
 from iostack.loader.transforming import Transforming
@@ -34,16 +33,12 @@ from iostack.plan.keyed import derive_key, permutation
 from iostack.plan.units import Unit
 from iostack.stages import stage
 
-if TYPE_CHECKING:  # these import torch, and worker processes read units without it
-    from iostack.loader.buffers import Buffers
-    from iostack.loader.sequences import Fill
-
 _DOCUMENT_ORDER = 5
 _LOADED_BYTES_PER_TEXT_BYTE = 4
 """A unit of text while it is loaded: the text, the ids of its documents, and the ids joined."""
 
 
-class TextSource(StreamedSource[UnitSequences]):
+class TextSource(PackedSource):
     """One corpus of documents, as a source of sequences."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
@@ -68,13 +63,6 @@ class TextSource(StreamedSource[UnitSequences]):
             most_in_vain=source.most_units_in_vain,
         )
         super().__init__(source.number, residency, units)
-
-    def plan(self, draws: Draws) -> Fill:
-        """Return what writes the next outputs of the drawn lanes, and the cursor after each, into blocks."""
-        return partial(self._fill, draws.positions)
-
-    def _fill(self, positions: Int64s, part: slice, places: Int64s, buffers: Buffers) -> None:
-        write_outputs(self.take(Draws(places, positions[part])), self.number, places, buffers)
 
 
 def _load_there(elsewhere: Elsewhere, number: int, unit: Unit) -> UnitSequences:
