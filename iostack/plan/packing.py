@@ -8,6 +8,7 @@ Best-fit packing truncates no document that fits into a sequence (Ding et al. 20
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -80,9 +81,8 @@ def fit(lengths: Int64s, seq_len: int) -> Pieces:
 def best_fit(lengths: Int64s, capacity: int) -> Int64s:
     """Return the bin of each piece, numbered from 0; the longest are placed first, each where the least room is left.
 
-    All lengths are 1 to ``capacity``. Of bins with equally much room the one that was used last is taken. The rooms there
-    are form a set of bits in one integer, whose lowest bit above a length is the best fit: a placement costs
-    capacity / 64 machine words, not a search through the bins.
+    All lengths are 1 to ``capacity``. Of bins with equally much room the one that was used last is taken. The rooms
+    that there are stand in one sorted list, each once: a placement is a bisection, not a search through the bins.
     """
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order]
@@ -93,24 +93,24 @@ def best_fit(lengths: Int64s, capacity: int) -> Int64s:
     by_room: defaultdict[int, list[int]] = defaultdict(list)
     for number, room in enumerate((capacity - descending[:num_bins]).tolist()):
         by_room[room].append(number)
-    rooms = 0
-    for room in by_room:
-        rooms |= 1 << room
+    rooms = sorted(by_room)
     placed = []
     for length in descending[num_bins:].tolist():
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
+        at = bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
             same = by_room[room]
             number = same.pop()
             if not same:
-                rooms ^= 1 << room
+                del rooms[at]
         else:
             room, number = capacity, num_bins
             num_bins += 1
         placed.append(number)
         room -= length
-        by_room[room].append(number)
-        rooms |= 1 << room
+        same = by_room[room]
+        if not same:
+            insort(rooms, room)
+        same.append(number)
     bins[order[len(order) - len(placed) :]] = placed
     return bins
