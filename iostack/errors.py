@@ -145,8 +145,11 @@ _USER_INFO = re.compile(
     r"|[^/\s]+"
     r")@"
 )
-_SECRET_QUERY = re.compile(
-    r"(?i)(?<=[?&])((?:[\w-]*(?:secret|token|password|signature|credential|key)[\w-]*|sig|sv|se)=)[^&#\s]*"
+# Clients name a bucket without its scheme: 'user:secret@bucket'.
+_QUOTED_USER_INFO = re.compile(r"(?<=['\"])[^\s/:@'\"]+:[^\s/@'\"]+@(?=\w)")
+_SECRET_QUERY = re.compile(  # also as clients encode it in a path: %3Ftoken%3D...
+    r"(?i)(?:(?<=[?&])|(?<=%3F)|(?<=%26))"
+    r"((?:[\w-]*(?:secret|token|password|signature|credential|key)[\w-]*|sig|sv|se)(?:=|%3D))(?:(?!%26)[^&#\s])*"
 )
 _CONNECTION_STRING = re.compile(r"(?i)\b((?:AccountKey|SharedAccessKey|SharedAccessSignature)=)[^;\s\"']*")
 _AUTHORIZATION = re.compile(
@@ -166,7 +169,7 @@ def redact(text: str) -> str:
     These are user info and secret query parameters of URIs, keys in connection strings, authorization headers, and
     values that are assigned to names such as ``password``. Redacting twice changes nothing more.
     """
-    text = _USER_INFO.sub("***@", text)
+    text = _QUOTED_USER_INFO.sub("***@", _USER_INFO.sub("***@", text))
     for secret in (_SECRET_QUERY, _CONNECTION_STRING, _AUTHORIZATION, _BEARER, _ASSIGNMENT):
         text = secret.sub(r"\1***", text)
     return text

@@ -176,7 +176,8 @@ def _found(ask: Callable[[], T]) -> T | None:
         cause = error.__cause__
         # fsspec says so of a web server that failed or fell silent, too.
         failed = getattr(cause, "status", 404) in (408, 429, *range(500, 600))
-        if cause is not None and (failed or isinstance(cause, (TimeoutError, ConnectionError))):
+        unreached = type(cause).__module__.startswith("aiohttp") and not hasattr(cause, "status")
+        if cause is not None and (failed or unreached or isinstance(cause, (TimeoutError, ConnectionError))):
             raise cause from None
         return None
 

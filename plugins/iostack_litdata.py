@@ -111,7 +111,7 @@ class LitData:
         if self._listed is not None and info not in self._complete:
             if missing := [each for each in index.chunks if str(folder / each) not in self._listed]:
                 raise ShardError(
-                    f"{info.path} names {missing[0][:200]}, which is not there ({len(missing):,} missing)",
+                    f"{name}: {info.path} names {missing[0][:200]}, which is not there ({len(missing):,} missing)",
                     hint="copy the missing chunks",
                 )
             self._complete.add(info)

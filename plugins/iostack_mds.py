@@ -116,7 +116,7 @@ class Mds:
         if self._listed is not None and index not in self._complete:
             if missing := [each for each in entries if str(folder / each) not in self._listed]:
                 raise ShardError(
-                    f"{index.path} names {missing[0][:200]}, which is not there ({len(missing):,} missing)",
+                    f"{name}: {index.path} names {missing[0][:200]}, which is not there ({len(missing):,} missing)",
                     hint="copy the missing shards",
                 )
             self._complete.add(index)

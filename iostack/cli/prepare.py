@@ -74,7 +74,6 @@ def prepare(
     from iostack.prepare.planning import plan_conversion
     from iostack.prepare.run import convert
     from iostack.prepare.work import Source
-    from iostack.sizes import parse_bytes
 
     given = {"tokenizer": tokenizer, "text_column": text_column, "compress": compress}
     chosen = [name.strip() for name in (columns or "").split(",") if name.strip()]
@@ -86,7 +85,7 @@ def prepare(
             to=to,
             target_options=storage_options(target_storage),
             writer_options={name: value for name, value in given.items() if value is not None},
-            shard_bytes=max(1, parse_bytes(shard_bytes)),
+            shard_bytes=_bytes_of_shards(shard_bytes),
             max_bad_samples=max_bad_samples,
             verify=verify,
             progress=counted,
@@ -159,3 +158,12 @@ def _tell(planned: Planned, done: Converted, as_json: bool) -> None:
         f"{redact(planned.job.target_uri)}: {done.shards:,} {planned.writer.format} shards "
         f"({done.pieces_now:,} made now), {done.samples:,} samples{tokens}, {format_bytes(done.bytes)}"
     )
+
+
+def _bytes_of_shards(given: str) -> int:
+    from iostack.errors import SettingsError
+    from iostack.sizes import parse_bytes
+
+    if (wanted := parse_bytes(given)) < 1:
+        raise SettingsError(f"--shard-bytes {given}: shards of no bytes", hint="256 MiB suits most storage")
+    return wanted

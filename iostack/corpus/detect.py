@@ -53,7 +53,10 @@ def detect(objects: Sequence[ObjectInfo], *, format: str | None, uri: str) -> De
         FormatError: none claims anything, several do, or a shard is incomplete.
     """
     candidates = [format_named(format)] if format else list(formats().values())
-    claims = [(candidate, shards) for candidate in candidates if (shards := candidate.find_shards(objects))]
+    try:
+        claims = [(candidate, shards) for candidate in candidates if (shards := candidate.find_shards(objects))]
+    except FormatError as error:  # a format sees the names below the URI alone
+        raise FormatError(f"{uri}: {error}", hint=error.hint) from error
     if not claims:
         wanted = f"no {format} shards" if format else "no known format"
         raise FormatError(

@@ -271,7 +271,10 @@ def _plan_source(
 
     counts = manifest.samples if manifest.samples is not None else np.full(manifest.num_shards, -1, np.int64)
     if not counts.any():
-        raise PlanError(f"{corpus.uri} holds no samples: {manifest.num_shards} shards, all empty")
+        raise PlanError(
+            f"{corpus.uri} holds no samples: {manifest.num_shards} shards, all empty",
+            hint="use a corpus that holds some",
+        )
 
     if seq_len is None and manifest.samples is not None and filters:
         num_rows = int(counts.sum())

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from iostack.prepare.work import Job, Reading, Source
 _TRIAL_PLACES = 8
 _TRIAL_PLACE_BYTES = 128 << 10
 _MOST_ROWS_OF_A_PLACE = 1024
+_TRIAL = "trial-"
+_TRIAL_LASTS_S = 3600.0  # in truth seconds; the cache folder may be shared by hosts with other clocks
 _COUNT_THREADS = 8
 
 
@@ -77,7 +81,7 @@ def plan_conversion(
         fingerprint = _fingerprint(corpus, counts)
     samples = _trial_samples(Reading(source, row_bytes), counts, int(_TRIAL_PLACE_BYTES / row_bytes))
     layout = writer.layout(samples)
-    bytes_per_row = _trial_bytes(writer, layout, samples) or row_bytes
+    bytes_per_row = _trial_bytes(writer, layout, samples, staging.parent) or row_bytes
     pieces = Pieces(counts, max(1, int(shard_bytes / bytes_per_row)))
     job = Job(
         source,
@@ -153,10 +157,12 @@ def _trial_samples(reading: Reading, counts: Sequence[int], place_rows: int) -> 
     return samples
 
 
-def _trial_bytes(writer: Writer, layout: Layout, samples: Sequence[Sample]) -> float:
-    """Return the bytes of a row in a shard, 0 if no sample is good."""
-    with disk_errors(tempfile.gettempdir()):
-        folder = Path(tempfile.mkdtemp(prefix="iostack-prepare-"))
+def _trial_bytes(writer: Writer, layout: Layout, samples: Sequence[Sample], parent: Path) -> float:
+    """Return the bytes of a row in a shard, 0 if no sample is good; it is made in a folder below ``parent``."""
+    with disk_errors(str(parent)):
+        parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sweep_trials(parent)
+        folder = Path(tempfile.mkdtemp(prefix=_TRIAL, dir=parent))
         try:
             sink = writer.open(folder, 0, layout)
             try:
@@ -167,3 +173,11 @@ def _trial_bytes(writer: Writer, layout: Layout, samples: Sequence[Sample]) -> f
             return sum((folder / name).stat().st_size for name in writer.names(0)) / num_good if num_good else 0.0
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep_trials(parent: Path) -> None:
+    """Remove what killed processes left."""
+    for folder in parent.glob(f"{_TRIAL}*"):
+        with suppress(FileNotFoundError):  # another process sweeps, too
+            if time.time() - folder.stat().st_mtime > _TRIAL_LASTS_S:
+                shutil.rmtree(folder, ignore_errors=True)

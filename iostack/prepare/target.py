@@ -145,7 +145,7 @@ class RemoteTarget:
         import fsspec.core
 
         with origin_errors(self.uri):
-            self._system, root = fsspec.core.url_to_fs(uri, **{"use_listings_cache": False, **options})
+            self._system, root = fsspec.core.url_to_fs(uri, **options)
         self._root = root.rstrip("/")
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -162,19 +162,19 @@ class RemoteTarget:
         return {path: size for path, size in below.items() if not any(part[:1] == "." for part in path.split("/"))}
 
     def read(self, path: str) -> bytes | None:
-        with origin_errors(self._name(path)):
+        with origin_errors(f"{self.uri}/{path}"):
             try:
                 return bytes(within(lambda: self._system.cat_file(self._name(path)), patience_s=_PATIENCE_S))
             except FileNotFoundError:
                 return None
 
     def write(self, path: str, data: bytes) -> None:
-        with origin_errors(self._name(path)):
+        with origin_errors(f"{self.uri}/{path}"):
             self._make_folder(path)
             within(lambda: self._system.pipe_file(self._name(path), data), patience_s=_PATIENCE_S)
 
     def create(self, path: str, data: bytes) -> bool:
-        with origin_errors(self._name(path)):
+        with origin_errors(f"{self.uri}/{path}"):
             self._make_folder(path)
             try:
                 within(lambda: self._system.pipe_file(self._name(path), data, mode="create"), patience_s=_PATIENCE_S)
@@ -190,20 +190,21 @@ class RemoteTarget:
         from fsspec.callbacks import Callback
 
         size, sent = file.stat().st_size, Callback()
-        with origin_errors(self._name(path)):
+        with origin_errors(f"{self.uri}/{path}"):
             self._make_folder(path)
             within(
                 lambda: self._system.put_file(str(file), self._name(path), callback=sent),
                 patience_s=_PATIENCE_S,
                 progress=lambda: sent.value,
             )
+            self._system.invalidate_cache()  # not every client takes an option that leaves its listings alone
             found = within(lambda: self._system.info(self._name(path)), patience_s=_PATIENCE_S)
         if found.get("size") != size:
             raise OriginError(f"{self.uri}/{path}: the store holds {found.get('size')} of {size:,} bytes after writing")
         file.unlink()
 
     def delete(self, path: str) -> None:
-        with origin_errors(self._name(path)), suppress(FileNotFoundError):
+        with origin_errors(f"{self.uri}/{path}"), suppress(FileNotFoundError):
             within(lambda: self._system.rm_file(self._name(path)), patience_s=_PATIENCE_S)
 
     def _name(self, path: str) -> str:

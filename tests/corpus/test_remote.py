@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -239,6 +240,13 @@ def test_a_store_that_fails_is_not_taken_for_one_that_holds_nothing() -> None:
         store.fails = True
         with pytest.raises(OriginError, match="503"):
             corpus.open_shard(0)
+
+
+def test_a_server_that_cannot_be_reached_is_not_taken_for_one_that_holds_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(OriginError, match="ClientConnectorError: Cannot connect"):
+        iostack.open_corpus(f"http://127.0.0.1:{port}/c/")
 
 
 FORK = """

@@ -40,6 +40,11 @@ def test_columns_that_a_format_cannot_hold(tmp_path: Path, to: str, samples: lis
     assert not (tmp_path / "out").exists()
 
 
+def test_shards_of_no_bytes_are_refused(tmp_path: Path) -> None:
+    error = _refused(tmp_path, [{"text": "x"}], "--to", "jsonl", "--shard-bytes", "0")
+    assert error == "--shard-bytes 0: shards of no bytes"
+
+
 def test_bytes_are_no_json(tmp_path: Path) -> None:
     corpora.write_tar(tmp_path / "in" / "a.tar", corpora.images(3))
     told = conversions.prepare(tmp_path / "in", tmp_path / "out", "--to", "jsonl", "--jobs", 1, code=2)
@@ -129,7 +134,7 @@ def test_a_damaged_journal_is_told(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_is_told_and_leaves_nothing_torn(tmp_path: Path) -> None:
     conversions.write_texts(tmp_path / "in", shards=1, rows=20_000)
-    words = f"{tmp_path / 'in'} {tmp_path / 'out'} --to tokens --tokenizer bytes --jobs 2 --shard-bytes 900KB"
+    words = f"{tmp_path / 'in'} {tmp_path / 'out'} --to tokens --tokenizer bytes --jobs 1 --shard-bytes 900KB"
     # Space that ends is the same to a program as a limit on the size of files, which needs no disk of its own.
     command = f"ulimit -f 640; {shlex.join(conversions.COMMAND)} {words}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)

@@ -12,9 +12,10 @@ from typing import Any
 import conversions
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import iostack
-from iostack.errors import PrepareError
+from iostack.errors import OriginError, PrepareError
 from iostack.prepare import lock
 from iostack.prepare.lock import LOCK, target_lock
 from iostack.prepare.target import Target, open_target
@@ -94,3 +95,27 @@ def test_files_of_a_remote_target(memory: Target, tmp_path: Path) -> None:
     memory.delete("a")
     memory.delete("a")
     assert memory.sizes() == {"b": 4}
+
+
+class _StrictStore(MemoryFileSystem):  # type: ignore[misc]
+    """A store whose client knows no options, as that of SFTP."""
+
+    protocol = "strict"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def put_file(self, lpath: str, rpath: str, **options: Any) -> None:
+        if "shard" in rpath or "part-" in rpath:
+            raise OSError(f"no room for '{rpath}'")
+        super().put_file(lpath, rpath, **options)
+
+
+def test_a_store_whose_client_takes_no_options_is_named_in_full(tmp_path: Path) -> None:
+    fsspec.register_implementation("strict", _StrictStore, clobber=True)
+    target = open_target("strict://me:hunter2@host/out", {}, tmp_path / "staging")
+    file = tmp_path / "part-0.jsonl"
+    file.write_text("{}")
+    with pytest.raises(OriginError, match=r"^strict://\*\*\*@host/out/part-0.jsonl: OSError: no room for ") as told:
+        target.take(file, "part-0.jsonl")
+    assert "hunter2" not in str(told.value)

@@ -162,3 +162,14 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     made = conversions.prepare(*words, "--jobs", 1)
     assert told["pieces"] == made["shards"]
     assert told["estimated_bytes"] == pytest.approx(made["bytes"], rel=0.3)
+
+
+def test_what_a_killed_trial_left_is_swept_and_a_trial_of_now_is_kept(tmp_path: Path, cache_dir: Path) -> None:
+    conversions.write_texts(tmp_path / "texts", shards=1, rows=3)
+    left, living = (cache_dir / "prepare" / name for name in ("trial-left", "trial-living"))
+    for folder in (left, living):
+        folder.mkdir(parents=True)
+        (folder / "part-000000.jsonl").write_text("{}")
+    os.utime(left, (0, 0))
+    conversions.prepare(tmp_path / "texts", tmp_path / "out", "--to", "jsonl", "--jobs", 1)
+    assert sorted(folder.name for folder in (cache_dir / "prepare").glob("trial-*")) == ["trial-living"]

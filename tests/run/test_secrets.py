@@ -25,6 +25,8 @@ SECRET_TEXTS = [
     "token refused: Bearer hunter2hunter2",
     "client_kwargs={'aws_secret_access_key': 'hunter2'}",
     "password=hunter2",
+    "Bucket create failed 'AKIA:hunter2@bucket': Parameter validation failed",
+    'no endpoint "http://localhost:9/b/x%3Ftoken%3Dhunter2/part-0.jsonl"',
 ]
 PLAIN_TEXTS = [
     "http://localhost:8080/corpus@v1/part-0.jsonl",
