@@ -1,7 +1,8 @@
 """Find plugins, order them, block them, and blame them.
 
-Entry points of the group ``iostack`` are loaded once per process, at the first hook call. A plugin that cannot be loaded
-stays in the list with its error and harms nobody else; ``IOSTACK_STRICT=1`` makes it fatal (for CI).
+Entry points of the group ``iostack`` are loaded once per process, each at the first call of a hook that its module names: to
+open a corpus of tokens takes no trainer. A plugin that cannot be loaded stays in the list with its error and harms nobody
+else; ``IOSTACK_STRICT=1`` loads all at once, and makes it fatal (for CI).
 
 Environment: ``IOSTACK_PLUGINS=module,...`` loads loose modules, ``IOSTACK_BLOCK=name,...`` leaves plugins out.
 """
@@ -10,19 +11,26 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pluggy
 
 from iostack import hookspecs
 from iostack.errors import IostackError, PluginError
+from iostack.forks import renew_in_children
 
 GROUP = "iostack"
 OUR_DISTRIBUTION = "iostack"
+_HOOKS = {name for name in vars(hookspecs) if name.startswith("iostack_")}
+_HOOK_NAME = re.compile(rb"\biostack_[a-z]+\b")
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Registry:
     """The plugins of one process.
 
     ``call`` returns results in a fixed order: third parties first, then ours, each by name; so a third party may offer
-    a format, scheme or model in place of ours. Reading is thread-safe; loading happens in the constructor.
+    a format, scheme or model in place of ours. Thread-safe.
 
     Raises:
         PluginError: in strict mode, if any plugin is broken.
@@ -56,20 +64,46 @@ class Registry:
         blocked: Iterable[str] = (),
         strict: bool = False,
     ) -> None:
-        self.plugins: list[Plugin] = []
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         found = [*candidates, *(EntryPoint(name, name, GROUP) for name in loose_modules)]
-        blocked_names = set(blocked)
-        owners: dict[str, set[str]] = {}
+        self._blocked = set(blocked)
+        self._owners: dict[str, set[str]] = {}
         for candidate in found:
-            owners.setdefault(candidate.name, set()).add(_distribution(candidate)[0])
-        # pluggy calls the last one registered first.
-        for candidate in sorted(set(found), key=_precedence, reverse=True):
-            self.plugins.append(self._load(candidate, blocked_names, owners[candidate.name]))
-        self.plugins.reverse()
+            self._owners.setdefault(candidate.name, set()).add(_distribution(candidate)[0])
+        self._candidates = sorted(set(found), key=_precedence)
+        self._places = {candidate.name: place for place, candidate in enumerate(self._candidates)}
+        self._known: dict[EntryPoint, Plugin] = {}
+        self._called: set[str] = set()
+        self._loading = threading.RLock()
+        renew_in_children(self)
         if strict and (broken := self.broken()):
             raise PluginError("; ".join(f"plugin {p.name!r} is broken: {p.error}" for p in broken))
+
+    def renew_after_fork(self) -> None:
+        """Be usable in a forked child, whichever thread was loading."""
+        self._loading = threading.RLock()
+
+    @property
+    def plugins(self) -> list[Plugin]:
+        """All plugins in their order; loads those that nobody has asked for."""
+        with self._loading:
+            return [self._loaded(candidate) for candidate in self._candidates]
+
+    def _load_for(self, hook: str) -> None:
+        """Load the plugins whose modules may implement ``hook``."""
+        with self._loading:
+            if hook in self._called:
+                return
+            for candidate in self._candidates:
+                if candidate not in self._known and _may_implement(candidate, hook):
+                    self._loaded(candidate)
+            self._called.add(hook)
+
+    def _loaded(self, candidate: EntryPoint) -> Plugin:
+        if candidate not in self._known:
+            self._known[candidate] = self._load(candidate, self._blocked, self._owners[candidate.name])
+        return self._known[candidate]
 
     def _load(self, candidate: EntryPoint, blocked: set[str], owners: set[str]) -> Plugin:
         distribution, version = _distribution(candidate)
@@ -104,7 +138,9 @@ class Registry:
         Raises:
             PluginError: an implementation raised something that is not an ``IostackError``; names plugin and hook.
         """
-        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+        self._load_for(hook)
+        implementations = getattr(self._manager.hook, hook).get_hookimpls()
+        for implementation in sorted(implementations, key=lambda each: self._places[each.plugin_name]):
             try:
                 result = implementation.function()
             except IostackError:
@@ -146,6 +182,24 @@ def registry() -> Registry:
         blocked=_names("IOSTACK_BLOCK"),
         strict=os.environ.get("IOSTACK_STRICT", "") not in ("", "0"),
     )
+
+
+def _may_implement(candidate: EntryPoint, hook: str) -> bool:
+    """Return whether a plugin can have an implementation of ``hook``: False only where its module names other hooks.
+
+    Nothing is imported for it. What is no plain module of Python, or names no hook, is loaded to see what it is.
+    """
+    if not candidate.value.isidentifier():  # finding a module inside a package would import the package
+        return True
+    try:
+        spec = find_spec(candidate.value)
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            return True
+        text = Path(spec.origin).read_bytes()
+    except (ImportError, ValueError, OSError):
+        return True
+    named = {name.decode() for name in _HOOK_NAME.findall(text)} & _HOOKS
+    return hook in named or not named
 
 
 def _names(variable: str) -> list[str]:

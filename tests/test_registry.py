@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from importlib.metadata import Distribution, EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,3 +165,25 @@ def test_errors_survive_pickling() -> None:
     again = pickle.loads(pickle.dumps(UsageError("what", hint="how")))
     assert (type(again), again.message, again.hint) == (UsageError, "what", "how")
     assert isinstance(again, IostackError)
+
+
+def test_a_plugin_is_imported_only_for_the_hooks_that_its_module_names(
+    modules: dict[str, types.ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    offer = "from iostack import hookimpl\n@hookimpl\ndef iostack_{}():\n    return {{'x': 1}}\n"
+    (tmp_path / "lazy_transforms.py").write_text(offer.format("transforms"))
+    (tmp_path / "lazy_filters.py").write_text(offer.format("filters"))
+    (tmp_path / "lazy_broken.py").write_text("raise ValueError('not today')\niostack_formats = None\n")
+    (tmp_path / "lazy_unclear.py").write_text("from lazy_transforms import *\n")
+    names = ["lazy_transforms", "lazy_filters", "lazy_broken", "lazy_unclear"]
+    registry = Registry([_entry_point(name, name, "third") for name in names])
+    assert [name for name, _ in registry.call("iostack_transforms")] == ["lazy_transforms", "lazy_unclear"]
+    assert "lazy_filters" not in modules
+    assert registry.named("iostack_filters") == {"x": 1}
+    assert _states(registry) == {
+        "lazy_broken": "broken",
+        "lazy_filters": "loaded",
+        "lazy_transforms": "loaded",
+        "lazy_unclear": "loaded",
+    }

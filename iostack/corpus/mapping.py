@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import mmap
 import resource
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,10 @@ from typing import TypeVar
 from iostack.errors import ShardError
 
 T = TypeVar("T")
+
+_MOST_WITH_DESCRIPTOR = 64
+"""So many indexes may hold one: importing pyarrow is 20 ms of a start that reads a few."""
+_with_descriptor: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 Mapped = mmap.mmap | bytes
 """A file as memory: slices are copies, ``np.frombuffer`` gives views; an empty file, which cannot be mapped, is b""."""
@@ -40,7 +46,9 @@ def map_file(path: Path) -> Mapped:
 
 
 def map_index(path: Path) -> memoryview:
-    """Map a file that is read whole at once, read-only, without holding a file descriptor; Python 3.11's mmap holds one.
+    """Map a file that is read whole at once, read-only, and beyond the first few without holding a file descriptor.
+
+    Python 3.11's mmap holds one, pyarrow's maps do not.
 
     Raises:
         OSError: it cannot be opened.
@@ -92,11 +100,15 @@ def _map(path: Path) -> Mapped:
 
 
 def _map_without_descriptor(path: Path) -> memoryview:
-    import pyarrow as pa
-
-    with path.open("rb") as file:  # for its errors: pyarrow's have no short text
+    with path.open("rb") as file:  # for its errors too: pyarrow's have no short text
         if not file.seek(0, 2):
             return memoryview(b"")
+        if len(_with_descriptor) < _MOST_WITH_DESCRIPTOR and "pyarrow" not in sys.modules:
+            mapped_here = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            _with_descriptor.add(mapped_here)
+            return memoryview(mapped_here)
+    import pyarrow as pa
+
     # Its buffer outlives the file. Reading it asks the system to read ahead all of it: good for indexes only.
     with pa.memory_map(str(path)) as mapped:
         return memoryview(mapped.read_buffer())
