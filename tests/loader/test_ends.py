@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,23 @@ for batch in loader:
     raise RuntimeError("the loop broke")
 """
 DEADLINE_S = 60
+SOON_S = 5
+"""By hand, Ctrl-C takes well under a second; a machine that runs many tests at once takes longer."""
 
 
 @pytest.fixture
 def program(tmp_path: Path, cache_dir: Path) -> Any:
     corpora.write_jsonl(tmp_path / "corpus" / "a.jsonl", corpora.texts(100))
     started = []
+    (tmp_path / "temporary").mkdir()
 
     def start(how: str) -> subprocess.Popen[str]:
         arguments = [str(Path(__file__).parent.parent), str(tmp_path / "corpus"), str(tmp_path / "at"), how]
         command = [sys.executable, "-c", PROGRAM, *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        environment = os.environ | {"TMPDIR": str(tmp_path / "temporary"), "IOSTACK_TEST_MARK": str(tmp_path)}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
         started.append(process)
         return process
 
@@ -55,9 +62,20 @@ def program(tmp_path: Path, cache_dir: Path) -> Any:
         process.communicate()
 
 
-def _ours() -> set[str]:
-    """What lies about in the places that processes leave things in."""
-    return {str(path) for place in ("/dev/shm", "/tmp") for path in Path(place).glob("*iostack*")}
+def _left_behind(mark: Path) -> list[str]:
+    """What processes started with this mark left: temporary files, processes, and shared memory."""
+    shared = Path("/dev/shm").glob("*iostack*")
+    return [*map(str, (mark / "temporary").iterdir()), *map(str, shared), *map(str, _marked(mark))]
+
+
+def _marked(mark: Path) -> list[int]:
+    """The processes that are there, and no zombies, and have the mark in their environment."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"IOSTACK_TEST_MARK={mark}\0".encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def _wait_for(path: Path) -> int:
@@ -90,16 +108,34 @@ def _wait_until_gone(pid: int) -> None:
 def test_a_signal_ends_a_process_and_its_workers_and_leaves_nothing(
     program: Any, tmp_path: Path, number: int, how: str
 ) -> None:
-    before = _ours()
     process = program(how)
     worker = _wait_for(tmp_path / "at")
+    began = time.monotonic()
     process.send_signal(number)
     _, told = process.communicate(timeout=DEADLINE_S)
     _wait_until_gone(worker)
+    assert time.monotonic() - began < SOON_S
     assert process.returncode == (-number if number != signal.SIGINT else -signal.SIGINT)
     assert ("KeyboardInterrupt" in told) == (number == signal.SIGINT)
     assert "left behind" not in told
-    assert _ours() == before
+    assert _left_behind(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_control_c_ends_a_process_whose_workers_are_starting(program: Any, tmp_path: Path) -> None:
+    process = program("asleep")
+    process.stdout.readline()
+    while len(_marked(tmp_path)) < 2:  # a worker imports the loader now, for some tenths of a second
+        assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=DEADLINE_S)
+    assert time.monotonic() - began < SOON_S
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in told
+    for pid in _marked(tmp_path):
+        _wait_until_gone(pid)
+    assert _left_behind(tmp_path) == []
 
 
 def test_an_exception_in_the_loop_ends_the_workers_before_the_process(program: Any) -> None:
