@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections import OrderedDict
@@ -158,8 +159,10 @@ class Corpus:
         Raises:
             IndexError: one is beyond the ends.
             SampleError: one of them is bad.
+            TypeError: one is no integer; numpy would cut a fraction off.
         """
         length = len(self)
+        indices = [operator.index(index) for index in indices]
         if beyond := [index for index in indices if not -length <= index < length]:
             raise IndexError(f"sample {beyond[0]} of {length}")
         positions = np.asarray(indices, np.int64) % max(length, 1)

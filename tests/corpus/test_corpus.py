@@ -49,6 +49,9 @@ def test_samples_are_read_by_position_over_all_shards(folder: Path) -> None:
     assert list(corpus) == corpora.texts(15)
     assert corpus[-1] == corpora.texts(15)[-1]
     assert corpus[np.int64(10)] == corpora.texts(15)[10]
+    for no_index in (1.5, "1", None, slice(0, 2)):
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            corpus[no_index]  # type: ignore[index]
     for outside in (15, -16):
         with pytest.raises(IndexError):
             corpus[outside]
