@@ -49,6 +49,16 @@ def test_the_vision_model_learns_the_shapes_from_tar_shards(tmp_path: Path) -> N
     assert float(lines[0].split()[3]) > 0.7
 
 
+def test_all_ways_of_attention_inside_documents_compute_the_same(corpus: Path) -> None:
+    script = pages.ROOT / "examples" / "packed_attention.py"
+    lines = pages.run([sys.executable, str(script), str(corpus), "--batches", "2"], cwd=corpus.parent).splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        _, documents, _, apart = line.split()
+        assert int(documents) > 4
+        assert float(apart) < 1e-12
+
+
 def _lightning(corpus: Path, steps: int, checkpoint: str) -> list[str]:
     script = pages.ROOT / "examples" / "train_lightning.py"
     command = [

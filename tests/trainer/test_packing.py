@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 import iostack
 from iostack.errors import SettingsError
-from iostack.packing import cu_seqlens
+from iostack.packing import cu_seqlens, document_ids
 from tests.trainer.test_decoder import decoder
 from trainer.loss import count_valid, cross_entropy_sum, label_batch
+from trainer.model.attention import inside_documents
 from trainer.model.decoder import Decoder
 from trainer.settings import resolve_settings
 from trainer.setup import build_model, build_request
@@ -57,6 +60,38 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_its_documents(
             assert packed.item() == pytest.approx(one_by_one.item(), abs=1e-10)
             for name, gradient in _gradients(model).items():
                 assert (gradient - gradients[name]).abs().max().item() <= 1e-10, name
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_flex_attention_and_a_run_per_document_attend_as_the_decoder_does(tmp_path: Path, kv_heads: int) -> None:
+    lengths = np.random.default_rng(1).integers(1, 40, 40)
+    corpora.write_tokens(tmp_path / "a", [[list(range(1, n + 1))] for n in lengths])
+    generator = torch.Generator().manual_seed(0)
+    with iostack.Loader(iostack.open_corpus(tmp_path), batch_size=3, seq_len=32, packing="best_fit") as loader:
+        for batch in islice(loader, 2):
+            documents = document_ids(batch["position_ids"])
+            query = torch.randn(3, 4, 32, 8, dtype=torch.float64, generator=generator)
+            key, value = torch.randn(2, 3, kv_heads, 32, 8, dtype=torch.float64, generator=generator)
+            expected = scaled_dot_product_attention(
+                query, key, value, attn_mask=inside_documents(documents), enable_gqa=True
+            )
+
+            def inside(row: Tensor, _: Tensor, place: Tensor, other: Tensor, documents: Tensor = documents) -> Tensor:
+                return (documents[row, place] == documents[row, other]) & (other <= place)
+
+            blocks = create_block_mask(inside, 3, None, 32, 32, device="cpu")
+            flex = flex_attention(query, key, value, block_mask=blocks, enable_gqa=True)
+            torch.testing.assert_close(flex, expected, rtol=0, atol=1e-12)
+            flat = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
+            runs = [
+                scaled_dot_product_attention(
+                    *(each[start:stop].transpose(0, 1) for each in flat), is_causal=True, enable_gqa=True
+                )
+                for start, stop in pairwise(cu_seqlens(batch["position_ids"])[0].tolist())
+            ]
+            one_by_one = torch.cat(runs, 1).unflatten(1, (3, 32)).transpose(0, 1)
+            torch.testing.assert_close(one_by_one, expected, rtol=0, atol=1e-12)
 
 
 def test_tokens_of_another_document_change_nothing() -> None:
