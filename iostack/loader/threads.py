@@ -45,9 +45,9 @@ class Threads:
         if len(self._running) < self._number:
             name = f"iostack-{self._name}-{len(self._running)}"
             thread = threading.Thread(target=_serve, args=(self._queue,), name=name, daemon=True)
-            thread.start()
-            self._running.append(thread)
+            self._running.append(thread)  # first: Ctrl-C may interrupt its start, and `close` must end it too
             _open.add(self)
+            thread.start()
         return future
 
     def close(self) -> None:
@@ -57,7 +57,8 @@ class Threads:
         _end(queue, len(running))
         deadline = time.monotonic() + _CLOSING_S
         for thread in running:
-            thread.join(timeout=max(0.0, deadline - time.monotonic()))
+            with suppress(RuntimeError):  # its start was interrupted; it ends as soon as it runs
+                thread.join(timeout=max(0.0, deadline - time.monotonic()))
         if stuck := [thread.name for thread in running if thread.is_alive()]:
             log.warning("%s did not end in %g s and is left behind", ", ".join(stuck), _CLOSING_S)
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import worker_transforms
 
 from iostack.errors import UsageError
+from iostack.loader.threads import Threads
 
 from .pipelines import Corpora, make
 
@@ -119,6 +121,22 @@ def test_a_signal_ends_a_process_and_its_workers_and_leaves_nothing(
     assert ("KeyboardInterrupt" in told) == (number == signal.SIGINT)
     assert "left behind" not in told
     assert _left_behind(tmp_path) == []
+
+
+def test_a_thread_whose_start_was_interrupted_ends_with_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(event: threading.Event, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    threads = Threads(2, "test")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Event, "wait", interrupted)  # where the thread that starts another stands
+        with pytest.raises(KeyboardInterrupt):
+            threads.submit(int)
+    (thread,) = threads._running
+    threads.close()
+    thread._started.wait()  # type: ignore[attr-defined]
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
