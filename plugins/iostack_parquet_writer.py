@@ -10,6 +10,7 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError, UsageError
 from iostack.prepare.contracts import Layout, Writer
+from iostack.suggest import shortened
 
 _GROUP_BYTES = 16 << 20
 _GROUP_ROWS = 64 << 10
@@ -111,7 +112,7 @@ class TableSink:
 
     def _type_of(self, name: str) -> Any:
         if (at := self._schema.get_field_index(name)) < 0:
-            known = ", ".join(self._schema.names)
+            known = shortened(self._schema.names)
             raise SampleError(f"the first samples have no column {name!r}; they have {known}: choose with --columns")
         return self._schema.field(at).type
 

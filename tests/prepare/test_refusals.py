@@ -45,6 +45,14 @@ def test_shards_of_no_bytes_are_refused(tmp_path: Path) -> None:
     assert error == "--shard-bytes 0: shards of no bytes"
 
 
+def test_of_many_columns_some_are_named(tmp_path: Path) -> None:
+    writer = build_writer("parquet", {})
+    sink = writer.open(tmp_path, 0, writer.layout([{f"column{n}": n for n in range(1000)}]))
+    (told,) = sink.write([{"other": 1}], [0])
+    sink.close()
+    assert str(told).endswith("column14, column15 and 984 more: choose with --columns")
+
+
 def test_bytes_are_no_json(tmp_path: Path) -> None:
     corpora.write_tar(tmp_path / "in" / "a.tar", corpora.images(3))
     told = conversions.prepare(tmp_path / "in", tmp_path / "out", "--to", "jsonl", "--jobs", 1, code=2)
