@@ -81,17 +81,13 @@ class TarReader:
         wanted = np.asarray(rows, np.int64)
         starts, stops = self._ends[wanted].tolist(), self._ends[wanted + 1].tolist()
         key_starts, key_stops = self._key_ends[wanted].tolist(), self._key_ends[wanted + 1].tolist()
+        mapped, keys, names = self._mapped, self._keys, self._extensions
         samples: list[Sample | Exception] = []
         for start, stop, key_start, key_stop in zip(starts, stops, key_starts, key_stops, strict=True):
-            key = self._keys[key_start:key_stop].tobytes().decode("utf-8", "surrogateescape")
-            sample: Sample = {"__key__": key}
-            for extension, offset, size in zip(
-                self._extension[start:stop].tolist(),
-                self._offset[start:stop].tolist(),
-                self._size[start:stop].tolist(),
-                strict=True,
-            ):
-                sample[self._extensions[extension]] = self._mapped[offset : offset + size]
+            sample: Sample = {"__key__": keys[key_start:key_stop].tobytes().decode("utf-8", "surrogateescape")}
+            offsets, sizes = self._offset[start:stop].tolist(), self._size[start:stop].tolist()
+            for extension, offset, size in zip(self._extension[start:stop].tolist(), offsets, sizes, strict=True):
+                sample[names[extension]] = mapped[offset : offset + size]
             samples.append(sample)
         return samples
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,20 @@ from iostack.corpus.contracts import Sample
 Columns = dict[str, Any]
 """Column -> all its values: an array where they are numbers or alike, else a list."""
 
+_DTYPES: dict[type, type[np.generic]] = {bool: np.bool_, int: np.int64, float: np.float64}
+
 
 def collate(samples: Sequence[Sample]) -> Columns:
     """Return one batch of columns: arrays where all values are numbers, or arrays of one shape and dtype, else lists.
 
     Tensors are stacked to a tensor. A column that a sample lacks holds None in its place.
     """
-    names = list(dict.fromkeys(name for sample in samples for name in sample))
+    names = samples[0]
+    num_names = len(names)
+    with suppress(KeyError):  # a sample of as many names, of which one is another
+        if all(len(sample) == num_names for sample in samples):
+            return {name: _collate_column([sample[name] for sample in samples]) for name in names}
+    names = dict.fromkeys(name for sample in samples for name in sample)
     return {name: _collate_column([sample.get(name) for sample in samples]) for name in names}
 
 
@@ -50,13 +58,13 @@ def _collate_column(values: list[Any]) -> Any:
             for value in values
         )
         return _stacked(values) if same else values
-    if all(type(value) is bool for value in values):
-        return np.array(values)
-    if all(type(value) is int and -(1 << 63) <= value < 1 << 63 for value in values):
-        return np.array(values, np.int64)
-    if all(type(value) is float for value in values):
-        return np.array(values, np.float64)
-    return values
+    dtype = _DTYPES.get(type(first))
+    if dtype is None or len(set(map(type, values))) > 1:
+        return values
+    try:
+        return np.array(values, dtype)
+    except OverflowError:  # integers beyond 64 bits
+        return values
 
 
 def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:

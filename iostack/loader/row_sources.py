@@ -88,4 +88,4 @@ class UnitRows(StreamedSource[RowUnit]):
 
 
 def _shard_bytes(residency: Residency, located: Rows) -> int:
-    return int(residency.corpus.manifest.bytes[np.unique(located.shards)].sum())
+    return int(residency.corpus.manifest.bytes[[shard for shard, _ in located.by_shard()]].sum())

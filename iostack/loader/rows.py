@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-import numpy as np
+from typing import Any
 
 from iostack.corpus.contracts import Sample
-from iostack.errors import SampleError
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.planning import PlannedSource
 from iostack.loader.residency import Residency
@@ -17,7 +15,7 @@ from iostack.loader.tasks import RowsTask, UnitRow
 from iostack.loader.transforming import Transforming
 from iostack.loader.watch import Watch, read_watched
 from iostack.plan.identity import row_identities
-from iostack.plan.indexed import IndexedPlan
+from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.units import UnitPlan
 from iostack.stages import stage
 
@@ -43,10 +41,9 @@ class RowReader:
 
     def read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
         """Return the samples of the task and their identities; bad ones are reported where they are valid."""
-        located, valid = task.located, task.valid
-        samples: list[Sample | Exception] = [SampleError("not read")] * len(located.shards)
-        for shard in np.unique(located.shards).tolist():
-            (chosen,) = np.nonzero(located.shards == shard)
+        located = task.located
+        samples: list[Any] = [None] * len(located.shards)
+        for shard, chosen in located.by_shard():
             rows_here = located.rows[chosen].tolist()
             read = self._read(shard, rows_here)
             with stage("decode", samples=len(rows_here), num_bytes=self.residency.stored_bytes(shard, len(rows_here))):
@@ -54,20 +51,24 @@ class RowReader:
                     epochs = located.epochs[chosen].tolist()
                     apply = self._transforming.apply
                     read = [apply(each, epoch, shard, row) for each, epoch, row in zip(read, epochs, rows_here)]
-                for index, sample in zip(chosen.tolist(), read, strict=True):
-                    samples[index] = sample
+            for index, sample in zip(chosen.tolist(), read, strict=True):
+                samples[index] = sample
+        if bad := [index for index, sample in enumerate(samples) if isinstance(sample, Exception)]:
+            located = self._replace(bad, samples, task)
+        return samples, row_identities(self.number, located.shards, located.rows)
+
+    def _replace(self, bad: list[int], samples: list[Any], task: RowsTask) -> Rows:
+        """Put substitutes in the place of the bad samples, and return where all samples now stand."""
+        located = task.located
         shards, rows = located.shards.copy(), located.rows.copy()
-        good: list[Sample] = []
-        for index, sample in enumerate(samples):
-            if isinstance(sample, Exception):
-                bad = sample
-                place = (int(located.epochs[index]), int(shards[index]), int(rows[index]))
-                sample, other_shard, other_row = self._substitute(bad, place, self._substitutes(task, index))
-                if valid[index]:
-                    self._report(bad, (shards[index], rows[index]), (other_shard, other_row))
-                shards[index], rows[index] = other_shard, other_row
-            good.append(sample)
-        return good, row_identities(self.number, shards, rows)
+        for index in bad:
+            error = samples[index]
+            place = (int(located.epochs[index]), int(shards[index]), int(rows[index]))
+            samples[index], *instead = self._substitute(error, place, self._substitutes(task, index))
+            if task.valid[index]:
+                self._report(error, place[1:], (instead[0], instead[1]))
+            shards[index], rows[index] = instead
+        return Rows(located.epochs, shards, rows)
 
     def _read(self, shard: int, rows: list[int]) -> Sequence[Sample | Exception]:
         self._watch.reading(self.number, shard, -1)

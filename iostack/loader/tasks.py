@@ -80,12 +80,7 @@ def assemble(task: BatchTask, read: ReadRows) -> Columns:
     Raises:
         UsageError: the samples have a column of these names.
     """
-    samples: list[Sample] = [{} for _ in range(len(task.valid))]
-    identities = np.zeros(len(task.valid), np.int64)
-    for places, rows in task.parts:
-        good, identities[places] = read(rows)
-        for place, sample in zip(places.tolist(), good):
-            samples[place] = sample
+    samples, identities = _read_all(task, read)
     identities[~task.valid] = 0
     columns = collate(samples)
     count("assemble", samples=len(samples), num_bytes=batch_bytes(columns))
@@ -95,3 +90,15 @@ def assemble(task: BatchTask, read: ReadRows) -> Columns:
             hint="rename it with the transform 'rename'",
         )
     return columns | {"valid": task.valid, "sample_ids": identities}
+
+
+def _read_all(task: BatchTask, read: ReadRows) -> tuple[list[Sample], Int64s]:
+    if len(task.parts) == 1 and len(task.parts[0][0]) == len(task.valid):
+        return read(task.parts[0][1])
+    samples: list[Sample] = [{} for _ in range(len(task.valid))]
+    identities = np.zeros(len(task.valid), np.int64)
+    for places, rows in task.parts:
+        good, identities[places] = read(rows)
+        for place, sample in zip(places.tolist(), good):
+            samples[place] = sample
+    return samples, identities

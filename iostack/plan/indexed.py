@@ -38,6 +38,19 @@ class Rows:
     shards: Int64s
     rows: Int64s
 
+    def by_shard(self) -> list[tuple[int, Int64s]]:
+        """Return each shard, ascending, and which of the samples stand in it, in order.
+
+        One sort: ``np.unique`` and a search for each shard cost a batch of 256 rows of 8 shards four times as much.
+        """
+        if not len(self.shards):
+            return []
+        order = np.argsort(self.shards, kind="stable")
+        ordered = self.shards[order]
+        firsts = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist()]
+        stops = [*firsts[1:], len(order)]
+        return [(shard, order[first:stop]) for shard, first, stop in zip(ordered[firsts].tolist(), firsts, stops)]
+
 
 class IndexedPlan:
     """The endless order of one source.
