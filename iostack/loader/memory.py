@@ -31,7 +31,8 @@ _UNLIMITED = 1 << 60
 class Memory:
     """What one loader may hold, in bytes: ``host`` for what it loads ahead and its blocks, ``pinned`` for copies to CUDA.
 
-    Mapped shards are not counted, which the system takes back when it needs to; nor are the plan's tables.
+    Mapped shards are not counted, which the system takes back when it needs to; nor are the tables of the plan and
+    of documents.
     """
 
     host: int

@@ -17,6 +17,9 @@ from plan import reference
 
 import iostack
 from iostack.errors import PlanError, SettingsError, ShardError, StateError, UsageError
+from iostack.loader.live_documents import LiveDocuments
+from iostack.loader.pieces import Streams
+from iostack.loader.schedule import Int64s
 from iostack.packing import cu_seqlens, document_ids
 
 from . import packed
@@ -193,6 +196,28 @@ def test_many_live_shards_make_room_for_each_other(tmp_path: Path) -> None:
         for position, row in enumerate(_rows(loader, 300), start=600):
             epoch, shard, number = order.at(position)
             _check(row, packed.split_rows(shards[shard], SEQ_LEN, 3, epoch, shard)[number], shard, owners)
+
+
+def test_tables_of_documents_take_what_the_shards_being_read_need() -> None:
+    num_documents, length, rows = 1000, 5, np.arange(311)
+
+    def permuted(key: tuple[int, int]) -> tuple[Int64s, Int64s]:
+        order = np.random.default_rng(key).permutation(num_documents)
+        return order * length, np.full(num_documents, length)
+
+    live = LiveDocuments(permuted, SEQ_LEN, most_tokens=num_documents * length)
+    stream = Streams([np.arange(num_documents * length)], SEQ_LEN + 1)
+    for first in range(60):
+        keys = [(0, shard) for shard in range(first, first + 10)]
+        for number, key in enumerate(keys):
+            begins, _ = permuted(key)
+            tokens = (begins[:, np.newaxis] + np.arange(length)).reshape(-1)
+            runs = live.runs(keys, np.full(10, 3), np.full(len(rows), number), rows, stream)
+            found = np.repeat(runs.starts - np.cumsum(runs.lengths) + runs.lengths, runs.lengths)
+            found += np.arange(len(found))
+            assert (found.reshape(-1, SEQ_LEN + 1) == tokens[3 + SEQ_LEN * rows[:, np.newaxis] + np.arange(17)]).all()
+    most_tables = 10 + 16 // 10 + 1  # those in use, those used in one of the last 16 runs, and a new one
+    assert 0 < live.num_bytes <= most_tables * (8 * (num_documents + 1) + 4 * (len(rows) + 2)) * 9 / 8
 
 
 def test_a_state_of_another_packing_is_refused_by_name(tmp_path: Path) -> None:
