@@ -5,6 +5,7 @@ Only what a loader uses is imported: all of it takes as long as all else that co
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
     from iostack.loader.samples import SampleBatches, SampleSource
 
 
+log = logging.getLogger("iostack.loader")
+
+
 def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | SampleBatches:
     """Return what iterates over the batches of a loader; nothing is opened or started yet."""
     plan = reading.plan
+    if reading.ends_by_data and plan.sources[0].num_units < plan.lanes:
+        _warn_of_padding(plan.sources[0], plan.lanes)
     if plan.seq_len is not None:
         slots = _slots(sequence_columns(plan.seq_len, packed=plan.packing != "none"), reading, schedule)
         reading = _beside(slots.bytes * SLOTS, reading)
@@ -84,3 +90,14 @@ def _mean_batch_bytes(plan: LoaderPlan, schedule: Schedule) -> int:
     total_bytes = sum(int(source.corpus.manifest.bytes.sum()) for source in plan.sources)
     total_samples = sum(abs(int(source.counts.sum())) for source in plan.sources)
     return schedule.topology.rows * total_bytes // total_samples
+
+
+def _warn_of_padding(source: PlannedSource, lanes: int) -> None:
+    uri = source.corpus.uri
+    log.warning(
+        "%s: a pass deals %d units of it to %d lanes, so most rows of its batches are padding%s",
+        uri,
+        source.num_units,
+        lanes,
+        "" if source.corpus.indexed else f"; iostack index {uri} counts its samples, which are then dealt one by one",
+    )

@@ -143,3 +143,13 @@ def test_a_mix_is_within_one_sample_of_its_weights(small: Corpora) -> None:
     loader.close()
     for stop in range(1, 201):
         assert abs(given[:stop].sum() - stop * 3 / 4) <= 1
+
+
+def test_a_pass_that_is_mostly_padding_says_so_and_what_helps(small: Corpora, caplog: pytest.LogCaptureFixture) -> None:
+    make(small, "texts", epochs=1, lanes=64).close()
+    assert "6 units of it to 64 lanes" in caplog.text
+    assert f"iostack index {small['texts'].uri}" in caplog.text
+    caplog.clear()
+    make(small, "texts", lanes=64).close()
+    make(small, "texts counted", epochs=1, lanes=4).close()
+    assert not caplog.text
