@@ -5,6 +5,7 @@ FOLDER/objects/ab/abcd....part being filled; never read
 FOLDER/objects/ab/abcd....lock held by the process that fills it
 FOLDER/index/abcd....rows      row index of a shard
 FOLDER/manifests/abcd....arrow manifest of a corpus that cannot be written to
+FOLDER/aside/                  units of text that lanes stand in: files without a name, gone with their process
 """
 
 from __future__ import annotations

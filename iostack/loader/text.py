@@ -5,16 +5,17 @@ a unit of rows ──permute──> documents ──tokenise, join──> one st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from iostack.corpus.contracts import Sample
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PlanError, PluginError, SampleError, SettingsError, ShardError
+from iostack.loader.aside import Aside
 from iostack.loader.bad_samples import BadSamples, nothing_is_good
 from iostack.loader.elsewhere import Elsewhere
 from iostack.loader.filtering import Filtering
@@ -46,9 +47,11 @@ class TextSource(PackedSource):
         assert plan.seq_len is not None
         residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
         reader = TextReader(source, residency, reading.bad_samples, reading.watch, seq_len=plan.seq_len)
+        load = partial(_load_there, reading.elsewhere, source.number) if reading.elsewhere else reader.load
+        aside = Aside(source.corpus.cache_folder / "aside", len(reading.own_lanes))
         units = UnitSource(
             source.unit_plan(plan.lanes),
-            partial(_load_there, reading.elsewhere, source.number) if reading.elsewhere else reader.load,
+            partial(_load_aside, load, aside),
             corpus=source.corpus,
             meter=reading.meter,
             own_lanes=reading.own_lanes,
@@ -68,6 +71,11 @@ class TextSource(PackedSource):
 def _load_there(elsewhere: Elsewhere, number: int, unit: Unit) -> UnitSequences:
     loaded: UnitSequences = elsewhere.do(UnitTask(number, unit))
     return loaded
+
+
+def _load_aside(load: Callable[[Unit], UnitSequences], aside: Aside, unit: Unit) -> UnitSequences:
+    loaded = load(unit)
+    return replace(loaded, tokens=aside.kept(loaded.tokens))
 
 
 class _NoSuchColumn(SampleError):
@@ -150,17 +158,21 @@ class TextReader:
             raise PluginError(
                 f"the tokenizer {self.tokenizer.name!r} failed on {_rows_of(self.residency.corpus, unit)}: {error}"
             ) from error
-        end = np.asarray([self.tokenizer.end_of_text], np.int32)
+        vocab_size, end_of_text = self.tokenizer.vocab_size, self.tokenizer.end_of_text
+        is_small = 0 <= end_of_text < vocab_size <= 1 << 16 and all(
+            getattr(document, "dtype", None) in (np.uint8, np.uint16) for document in encoded
+        )
+        dtype: type[np.integer[Any]] = np.uint16 if is_small else np.int32
+        end = np.asarray([end_of_text], dtype)
         pieces = [piece for document in encoded for piece in (document, end)]
-        tokens = np.concatenate(pieces, dtype=np.int32) if pieces else np.empty(0, np.int32)
-        vocab_size = self.tokenizer.vocab_size
+        tokens = np.concatenate(pieces, dtype=dtype) if pieces else np.empty(0, dtype)
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
             raise PluginError(
                 f"the tokenizer {self.tokenizer.name!r} gave ids from {tokens.min()} to {tokens.max()},"
                 f" but its vocab_size is {vocab_size}"
             )
         lengths = np.asarray([len(document) + 1 for document in encoded], np.int64)
-        return tokens.astype(np.uint16) if vocab_size <= 1 << 16 else tokens, lengths
+        return tokens.astype(np.uint16, copy=False) if vocab_size <= 1 << 16 else tokens, lengths
 
     def _texts(self, unit: Unit) -> tuple[list[str], list[BadRow]]:
         """Return the texts of a unit, another of them in the place of each bad one; none where all are bad."""

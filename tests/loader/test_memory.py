@@ -7,10 +7,14 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from iostack.errors import PlanError
+from iostack.loader import aside
+from iostack.loader.aside import Aside
 from iostack.loader.lookahead import LookAhead
 from iostack.loader.memory import cgroup_limits, memory_limit, memory_of
 from iostack.loader.meter import Meter, Pending
@@ -163,3 +167,44 @@ def test_little_memory_changes_no_batch(small: Corpora, pipeline: str) -> None:
     with make(small, pipeline) as plenty, make(small, pipeline, memory="8 KiB") as little:
         for expected, batch in zip(islice(plenty, 30), islice(little, 30), strict=True):
             assert batch["sample_ids"].tolist() == expected["sample_ids"].tolist()
+
+
+def test_units_that_are_set_aside_on_disk_give_the_same_batches(
+    small: Corpora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def first_batches() -> list[list[int]]:
+        with make(small, "texts") as loader:
+            return [batch["tokens"].flatten().tolist() for batch in islice(loader, 20)]
+
+    in_memory = first_batches()
+    monkeypatch.setattr(aside, "_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(aside, "_LEAST_BYTES", 0)
+    kept: list[Any] = []
+    keep = Aside.kept
+    monkeypatch.setattr(Aside, "kept", lambda self, tokens: kept.append(keep(self, tokens)) or kept[-1])
+    assert first_batches() == in_memory
+    assert kept
+    assert not any(tokens.flags.owndata or tokens.flags.writeable for tokens in kept if len(tokens))
+
+
+def test_what_is_set_aside_is_mapped_and_leaves_no_file(tmp_path: Path) -> None:
+    tokens = np.arange(200_000, dtype=np.int32)
+    kept = Aside(tmp_path / "cache" / "aside", num_lanes=64).kept(tokens)
+    assert kept.dtype == tokens.dtype
+    assert (kept == tokens).all()
+    assert not np.shares_memory(kept, tokens)
+    assert list((tmp_path / "cache" / "aside").iterdir()) == []
+
+
+def test_units_stay_in_memory_where_they_are_few_or_the_disk_takes_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = np.arange(200_000, dtype=np.int32)
+    assert Aside(tmp_path, num_lanes=8).kept(tokens) is tokens
+    (tmp_path / "file").touch()
+    full = Aside(tmp_path / "file", num_lanes=64)
+    assert full.kept(tokens) is tokens
+    assert full.kept(tokens) is tokens
+    assert [record.message for record in caplog.records] == [
+        f"units stay in memory, since {tmp_path / 'file'} takes none: File exists"
+    ]
