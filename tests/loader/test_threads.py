@@ -192,20 +192,20 @@ def test_taking_batches_needs_no_more_memory_in_the_end_than_at_the_start(small:
     # Peaks, for a run of batches that was just planned holds more than one that is nearly used up.
     with make(small, pipeline, lookahead_bytes="1 KiB", batch_size=48) as loader:
         batches = iter(loader)
-        for _ in islice(batches, 220):
+        for _ in islice(batches, 300):
             pass
         tracemalloc.start()
         try:
-            for _ in islice(batches, 100):
+            for _ in islice(batches, 200):
                 pass
             _, before = tracemalloc.get_traced_memory()
             tracemalloc.reset_peak()
-            for _ in islice(batches, 200):
+            for _ in islice(batches, 600):
                 pass
             _, after = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    assert after - before < 200_000
+    assert after - before < 400_000  # what a run of batches is planned with differs by that much
 
 
 INTERRUPTED = """
