@@ -6,8 +6,10 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -114,6 +116,18 @@ class Stand:
         if self.in_c:
             ctypes.PyDLL(None).sleep(3600)
         time.sleep(3600)
+        return sample
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """Starts a program that nobody waits for, as a transform that calls ffmpeg may, and writes its process id to ``at``."""
+
+    at: str
+
+    def __call__(self, sample: Sample) -> Sample:
+        with suppress(FileExistsError), Path(self.at).open("x") as file:
+            file.write(str(subprocess.Popen(["sleep", "3600"]).pid))
         return sample
 
 

@@ -35,7 +35,7 @@ class BadSamples:
         """
         count, are_new = self._add([bad])
         if are_new:
-            log.warning("bad sample %s (%s): %s appears in its place", bad, error, substitute)
+            log.warning("bad sample %s (%s): %s appears in its place", bad, words_of(error), substitute)
         self._refuse_too_many(count, bad, error)
 
     def dropped(self, unit: str, bad: Sequence[str], error: Exception) -> None:
@@ -46,7 +46,7 @@ class BadSamples:
         """
         count, are_new = self._add(bad)
         if are_new:
-            log.warning("every sample of %s is bad (%s): nothing appears in its place", unit, error)
+            log.warning("every sample of %s is bad (%s): nothing appears in its place", unit, words_of(error))
         self._refuse_too_many(count, bad[0], error)
 
     def left_out(self, bad: str, error: Exception) -> None:
@@ -57,7 +57,7 @@ class BadSamples:
         """
         count, are_new = self._add([bad])
         if are_new:
-            log.warning("bad sample %s (%s): it is left out", bad, error)
+            log.warning("bad sample %s (%s): it is left out", bad, words_of(error))
         self._refuse_too_many(count, bad, error)
 
     def _add(self, bad: Sequence[str]) -> tuple[int, bool]:
@@ -70,7 +70,7 @@ class BadSamples:
     def _refuse_too_many(self, count: int, bad: str, error: Exception) -> None:
         if count > self.budget:
             raise SubstitutionError(
-                f"{count} bad samples, more than the budget of {self.budget}; the last one is {bad}: {error}",
+                f"{count} bad samples, more than the budget of {self.budget}; the last one is {bad}: {words_of(error)}",
                 hint="repair the corpus, or raise max_bad_samples",
             ) from error
 
@@ -87,6 +87,13 @@ class BadSamples:
             ) from error
 
 
+def words_of(error: Exception) -> str:
+    """Return the message of an error, which may be anybody's, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def nothing_is_good(where: str, error: Exception) -> SubstitutionError:
     """Return the error for a window, or a corpus, in which no sample is good; ``error`` is that of the first."""
-    return SubstitutionError(f"every sample of {where} is bad; the first: {error}", hint="repair or remove the shard")
+    return SubstitutionError(
+        f"every sample of {where} is bad; the first: {words_of(error)}", hint="repair or remove the shard"
+    )

@@ -76,7 +76,7 @@ class NotingWatch:
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
-        self.slow_samples = SlowSamples(lambda source, shard: f"shard {shard} of source {source}")
+        self.slow_samples = SlowSamples()
 
     @property
     def is_careful(self) -> bool:

@@ -26,9 +26,12 @@ class SlowSample(NamedTuple):
 
 
 class SlowSamples:
-    """The slowest samples that a loader has met; thread-safe. ``name(source, shard)`` names a shard."""
+    """The slowest samples that a loader has met; thread-safe. ``name(source, shard)`` names a shard.
 
-    def __init__(self, name: Callable[[int, int], str]) -> None:
+    Without it nothing is told, as in a worker process: its parent knows the names, and tells.
+    """
+
+    def __init__(self, name: Callable[[int, int], str] | None = None) -> None:
         self._name = name
         self._slowest: dict[Place, float] = {}
         self._least_s = 0.0
@@ -45,7 +48,7 @@ class SlowSamples:
                 del self._slowest[min(self._slowest, key=self._slowest.__getitem__)]
                 self._least_s = min(self._slowest.values())
             now = time.monotonic()
-            if seconds < _TOLD_FROM_S or now - self._told_at < _TELL_EVERY_S:
+            if self._name is None or seconds < _TOLD_FROM_S or now - self._told_at < _TELL_EVERY_S:
                 return
             self._told_at = now
         source, shard, row = place
@@ -58,4 +61,5 @@ class SlowSamples:
 
     def slowest(self) -> list[SlowSample]:
         """Return the slowest, slowest first."""
-        return [SlowSample(at[0], self._name(at[0], at[1]), at[2], seconds) for at, seconds in self.places()]
+        name = self._name or (lambda source, shard: f"shard {shard} of source {source}")
+        return [SlowSample(at[0], name(at[0], at[1]), at[2], seconds) for at, seconds in self.places()]

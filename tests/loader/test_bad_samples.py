@@ -16,6 +16,7 @@ import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
 from iostack.errors import OriginError, PluginError, SettingsError, SubstitutionError
+from iostack.loader.bad_samples import BadSamples
 from iostack.testing import take_steps
 
 from .pipelines import BAD_ROWS, NUM_ROWS, Corpora, make
@@ -247,3 +248,16 @@ def test_an_os_error_without_a_number_is_what_image_decoders_say_of_a_bad_sample
     loader = iostack.Loader(corpus, batch_size=1, transforms=[_raising(OSError("image file is truncated"))])
     with pytest.raises(SubstitutionError, match="image file is truncated"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(ValueError("two\n lines"), "two lines"), (StopIteration(), "StopIteration")]
+)
+def test_a_bad_sample_is_told_on_one_line_and_never_without_a_reason(
+    error: Exception, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad_samples = BadSamples(1)
+    bad_samples.substituted("0.tar row 1", error, "0.tar row 2")
+    assert caplog.messages == [f"bad sample 0.tar row 1 ({words}): 0.tar row 2 appears in its place"]
+    with pytest.raises(SubstitutionError, match=f"the last one is 0.tar row 3: {words}$"):
+        bad_samples.substituted("0.tar row 3", error, "0.tar row 4")

@@ -187,6 +187,17 @@ def test_leaving_the_loop_closing_and_forgetting_the_loader_end_its_workers(smal
     assert len(os.listdir("/proc/self/fd")) <= before + 8  # shards of the corpus
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_transform_has_started_ends_with_its_worker(small: Corpora, tmp_path: Path) -> None:
+    with make(
+        small, "rows transformed", workers=1, transforms=[worker_transforms.Spawn(str(tmp_path / "pid"))]
+    ) as loader:
+        next(iter(loader))
+        pid = _wait_for(tmp_path / "pid")
+        os.kill(pid, 0)
+    _wait_until_gone(pid)
+
+
 def test_a_worker_has_no_descriptors_but_those_made_for_it(small: Corpora, tmp_path: Path) -> None:
     with (tmp_path / "secret").open("w") as mine, make(small, "rows transformed", workers=1) as loader:
         os.set_inheritable(mine.fileno(), True)

@@ -257,3 +257,11 @@ def test_a_slow_sample_is_logged_and_the_next_ones_are_not(caplog: pytest.LogCap
         slow.add((0, 3, 7), 2.0)
         slow.add((0, 3, 8), 3.0)
     assert caplog.messages == ["slow sample 3.tar row 7: its transforms took 2.0 s"]
+
+
+def test_a_worker_leaves_telling_of_slow_samples_to_its_parent(caplog: pytest.LogCaptureFixture) -> None:
+    from iostack.loader.slow_samples import SlowSamples
+
+    slow = SlowSamples()
+    slow.add((0, 3, 7), 2.0)
+    assert (caplog.messages, slow.places()) == ([], [((0, 3, 7), 2.0)])

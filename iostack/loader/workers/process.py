@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from iostack.errors import PluginError
 from iostack.loader.workers.messages import Request, Status, Ticket, read, rebuild, receive, send, write
@@ -215,7 +215,13 @@ class Process:
     def kill(self, why: str) -> None:
         """Kill it now; whoever waits for it meets ``WorkerDied``."""
         self._told = self._told or why
-        self._process.kill()
+        self._kill_group()
+
+    def _kill_group(self) -> None:
+        """Kill it with what transforms have started in it; nothing once it was reaped, for its number may be another's."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):  # it has just gone
+                os.killpg(self.pid, signal.SIGKILL)
 
     def disown(self) -> None:
         """Let go of it in a forked child, which is not its parent."""
