@@ -80,6 +80,24 @@ def write_images(folder: Path, num_shards: int, per_shard: int) -> None:
                     archive.addfile(member, io.BytesIO(data))
 
 
+def write_photos(folder: Path, num_shards: int, per_shard: int) -> None:
+    """Write tars of JPEGs of 224 x 224 pixels, each of its own smooth picture."""
+    from PIL import Image
+
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for shard in range(num_shards):
+        with tarfile.open(folder / f"{shard:03d}.tar", "w") as archive:
+            for row in range(per_shard):
+                picture = Image.fromarray(random.integers(0, 256, (14, 14, 3), np.uint8)).resize((224, 224))
+                file = io.BytesIO()
+                picture.save(file, "JPEG")
+                member = tarfile.TarInfo(f"{shard:03d}{row:05d}.jpg")
+                member.size = file.tell()
+                file.seek(0)
+                archive.addfile(member, file)
+
+
 def write_text(folder: Path, num_shards: int) -> None:
     """Write JSONL shards of words."""
     folder.mkdir()
@@ -126,8 +144,15 @@ def main() -> None:
         measure("tokens, iostack", tokens + STATE, folder / "tokens", options.batches)
         measure("tokens, torch DataLoader on memory maps", DATALOADER, folder / "tokens", options.batches)
         measure("images as bytes, iostack", OURS.format(batch_size=64, settings="") + STATE, folder / "images", few)
-        text = OURS.format(batch_size=64, settings="seq_len=2048, lanes=256")
-        measure("text, 256 lanes, iostack", text + STATE, folder / "text", few)
+        write_photos(folder / "photos", 4, 400)
+        decoded = OURS.format(batch_size=32, settings='transforms=[{"name": "image"}]')
+        measure("images decoded, 32 of 224 x 224, iostack", decoded + STATE, folder / "photos", few)
+        for packing in ("split", "best_fit"):
+            packed = OURS.format(batch_size=8, settings=f'seq_len=2048, packing="{packing}"')
+            measure(f"tokens packed ({packing}), iostack", packed + STATE, folder / "tokens", options.batches)
+        for lanes in (64, 256):
+            text = OURS.format(batch_size=64, settings=f"seq_len=2048, lanes={lanes}")
+            measure(f"text, {lanes} lanes, iostack", text + STATE, folder / "text", few)
         mix = "(lambda c: [(c, 3), (c, 2), (c, 1), (c, 1)])(iostack.open_corpus(folder))"
         four = text.replace("iostack.open_corpus(folder)", mix)
         measure("text, 4 sources of 256 lanes, iostack", four + STATE, folder / "text", few)
