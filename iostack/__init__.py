@@ -13,15 +13,17 @@ from iostack.hookspecs import hookimpl
 if TYPE_CHECKING:
     from iostack.corpus.corpus import Corpus, open_corpus
     from iostack.loader.loader import Loader
+    from iostack.loader.order.planning import Source
     from iostack.loader.state import merge_states
 
 __version__ = "0.1.0"
-__all__ = ["Corpus", "Loader", "__version__", "hookimpl", "merge_states", "open_corpus"]
+__all__ = ["Corpus", "Loader", "Source", "__version__", "hookimpl", "merge_states", "open_corpus"]
 
 _HOMES = {
     "Corpus": "iostack.corpus.corpus",
     "open_corpus": "iostack.corpus.corpus",
     "Loader": "iostack.loader.loader",
+    "Source": "iostack.loader.order.planning",
     "merge_states": "iostack.loader.state",
 }
 

@@ -21,7 +21,7 @@ from iostack.loader.loader import live_loaders
 
 if TYPE_CHECKING:
     from iostack.loader.loader import Loader
-    from iostack.loader.meter import StageFigures
+    from iostack.loader.metering.meter import StageFigures
 
 
 class _Figure(NamedTuple):

@@ -26,7 +26,7 @@ Label = str | Callable[[], str]
 
 
 class SpanSink(Protocol):
-    """Takes the spans of tallies; ``iostack.loader.trace`` writes them to a file. Thread-safe."""
+    """Takes the spans of tallies; ``iostack.loader.metering.trace`` writes them to a file. Thread-safe."""
 
     def span(self, name: str, started: float, ended: float, label: Label | None) -> None:
         """Take what this thread did from one reading of ``time.perf_counter`` to another."""

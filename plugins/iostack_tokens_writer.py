@@ -33,7 +33,7 @@ def iostack_writers() -> Mapping[str, Callable[..., Writer]]:
 
 def build(*, tokenizer: str = "", text_column: str = "text") -> TokensWriter:
     """Build the writer; without a tokenizer the samples must hold ids already, in the column ``tokens``."""
-    from iostack.loader.named import find_tokenizer
+    from iostack.loader.order.named import find_tokenizer
 
     return TokensWriter(find_tokenizer(tokenizer) if tokenizer else None, text_column)
 

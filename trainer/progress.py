@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from iostack.loader.meter import StageFigures
+from iostack.loader.metering.meter import StageFigures
 from trainer.metrics import StepMetrics
 from trainer.observing import Waits
 

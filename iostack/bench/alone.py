@@ -20,10 +20,10 @@ from iostack.cache.whole_objects import FREE_FLOOR_BYTES
 from iostack.corpus.contracts import Sample, ShardReader
 from iostack.corpus.corpus import Corpus
 from iostack.errors import CorpusError
-from iostack.loader.batch_bytes import batch_bytes
-from iostack.loader.collate import as_tensors, collate
 from iostack.loader.loader import Loader
-from iostack.loader.transforming import Transforming
+from iostack.loader.tasks.batch_bytes import batch_bytes
+from iostack.loader.tasks.collate import as_tensors, collate
+from iostack.loader.transforming.transforms import Transforming
 
 FETCH_THREADS = 4
 _ROWS, _MOST_SAMPLES, _MOST_SAMPLE_BYTES = 64, 512, 64 << 20

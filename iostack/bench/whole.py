@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from iostack.loader.batch_bytes import batch_bytes
 from iostack.loader.loader import Batch, Loader
+from iostack.loader.tasks.batch_bytes import batch_bytes
 
 SHOW_EVERY_S = 0.25
 _WAITED_SHARE = 0.01

@@ -14,7 +14,7 @@ from iostack.cli.options import storage_options, transform_specs
 from iostack.errors import UsageError
 
 if TYPE_CHECKING:
-    from iostack.loader.planning import LoaderPlan
+    from iostack.loader.order.planning import LoaderPlan
     from iostack.preview.contracts import PlannedRun
     from iostack.preview.samples import PlannedSample
 
@@ -145,7 +145,7 @@ def _run_of(uri: str, config: Path | None, options: Mapping[str, Any]) -> Planne
         given["filters"] = transform_specs(options["filters"])
     if config is None:
         from iostack.corpus.corpus import open_corpus
-        from iostack.loader.planning import Source
+        from iostack.loader.order.planning import Source
 
         if not uri:
             raise click.UsageError("plan needs a URI, or -c with a settings file or a run folder")
@@ -161,7 +161,7 @@ def _run_of(uri: str, config: Path | None, options: Mapping[str, Any]) -> Planne
 
 
 def _plan_of(run: PlannedRun, ranks: int) -> LoaderPlan:
-    from iostack.loader.planning import plan_loader
+    from iostack.loader.order.planning import plan_loader
 
     defaults: dict[str, Any] = {
         "seed": 0,
@@ -217,7 +217,7 @@ def _prove(planned: LoaderPlan, batch_size: int, prove: str, steps: range, epoch
 
 
 def _write_skip(path: Path, planned: LoaderPlan, samples: list[PlannedSample]) -> None:
-    from iostack.loader.skip_list import write_skip_list
+    from iostack.loader.order.skip_list import write_skip_list
 
     listed = [{"sample_id": each.sample_id, **each.as_json()} for each in samples]
     write_skip_list(path, listed, fingerprint=planned.fingerprint, seq_len=planned.seq_len)

@@ -9,16 +9,16 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from iostack.loader.buffers import Columns, row_bytes, sequence_columns
-from iostack.loader.planning import LoaderPlan, PlannedSource
+from iostack.loader.order.planning import LoaderPlan, PlannedSource
+from iostack.loader.order.schedule import Schedule
 from iostack.loader.reading import Reading
-from iostack.loader.schedule import Schedule
-from iostack.loader.sequences import SequenceBatches, SequenceSource, batches_planned
-from iostack.loader.slots import PINNED_SLOTS, SLOTS, Slots
-from iostack.loader.tokens import TokenSource
+from iostack.loader.sequences.batches import SequenceBatches, SequenceSource, batches_planned
+from iostack.loader.sequences.buffers import Columns, row_bytes, sequence_columns
+from iostack.loader.sequences.slots import PINNED_SLOTS, SLOTS, Slots
+from iostack.loader.sequences.tokens import TokenSource
 
 if TYPE_CHECKING:
-    from iostack.loader.samples import SampleBatches, SampleSource
+    from iostack.loader.samples.batches import SampleBatches, SampleSource
 
 
 log = logging.getLogger("iostack.loader")
@@ -34,7 +34,7 @@ def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | Sam
         reading = _beside(slots.bytes * SLOTS, reading)
         sequences = [_sequence_source(source, reading) for source in plan.sources]
         return SequenceBatches(schedule, sequences, reading, slots)
-    from iostack.loader.samples import SampleBatches
+    from iostack.loader.samples.batches import SampleBatches
 
     mean_batch_bytes = _mean_batch_bytes(plan, schedule)
     reading = _beside(mean_batch_bytes, reading)
@@ -66,22 +66,22 @@ def _beside(blocks_bytes: int, reading: Reading) -> Reading:
 
 def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:
     if source.kind == "text":
-        from iostack.loader.text import TextSource
+        from iostack.loader.sequences.text import TextSource
 
         return TextSource(source, reading)
     if source.packing == "split":
-        from iostack.loader.documents import DocumentSource
+        from iostack.loader.sequences.documents import DocumentSource
 
         return DocumentSource(source, reading)
     if source.packing == "best_fit":
-        from iostack.loader.fitted import FittedDocumentSource
+        from iostack.loader.sequences.fitted import FittedDocumentSource
 
         return FittedDocumentSource(source, reading)
     return TokenSource(source, reading)
 
 
 def _sample_source(source: PlannedSource, reading: Reading) -> SampleSource:
-    from iostack.loader.row_sources import IndexedRows, UnitRows
+    from iostack.loader.samples.row_sources import IndexedRows, UnitRows
 
     return UnitRows(source, reading) if source.uses_units else IndexedRows(source, reading)
 

@@ -25,21 +25,21 @@ from iostack.corpus.contracts import Tokenizer
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, StateError, UsageError
 from iostack.forks import renew_in_children
-from iostack.loader.bad_samples import BadSamples
+from iostack.loader.ahead.memory import memory_of
 from iostack.loader.building import build_batches
-from iostack.loader.device import LoadedBatch, find_device, to_device
-from iostack.loader.memory import memory_of
-from iostack.loader.meter import Meter, StageFigures
-from iostack.loader.named import FilterSpec, TransformSpec
-from iostack.loader.phases import PhaseSpec
-from iostack.loader.planning import LoaderPlan, Source, as_sources, plan_loader
+from iostack.loader.device.copies import LoadedBatch, find_device, to_device
+from iostack.loader.metering.meter import Meter, StageFigures
+from iostack.loader.metering.trace import Trace
+from iostack.loader.order.named import FilterSpec, TransformSpec
+from iostack.loader.order.phases import PhaseSpec
+from iostack.loader.order.planning import LoaderPlan, Source, as_sources, plan_loader
+from iostack.loader.order.scheduling import make_schedule
+from iostack.loader.order.skip_list import SkipSpec
 from iostack.loader.reading import Reading
-from iostack.loader.scheduling import make_schedule
-from iostack.loader.skip_list import SkipSpec
-from iostack.loader.slow_samples import SlowSample, SlowSamples
 from iostack.loader.state import Cursors, State, make_state, read_state
-from iostack.loader.trace import Trace
-from iostack.loader.watch import KeepSlow
+from iostack.loader.transforming.bad_samples import BadSamples
+from iostack.loader.transforming.slow_samples import SlowSample, SlowSamples
+from iostack.loader.transforming.watch import KeepSlow
 from iostack.plan.topology import Topology, next_in_lane, own_lanes
 from iostack.sizes import parse_bytes
 
@@ -177,7 +177,7 @@ class Loader(IterableDataset[Batch]):
         self._slow_samples = SlowSamples(self.plan.shard_name)
         self._elsewhere = elsewhere = None
         if workers and any(source.kind not in ("tokens", "documents") for source in self.plan.sources):
-            from iostack.loader.elsewhere import Elsewhere
+            from iostack.loader.tasks.elsewhere import Elsewhere
 
             self._elsewhere = elsewhere = Elsewhere(
                 self.plan,

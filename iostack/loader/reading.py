@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from iostack.loader.bad_samples import BadSamples
-from iostack.loader.memory import Memory
-from iostack.loader.meter import Meter
-from iostack.loader.planning import LoaderPlan
-from iostack.loader.watch import Watch
+from iostack.loader.ahead.memory import Memory
+from iostack.loader.metering.meter import Meter
+from iostack.loader.order.planning import LoaderPlan
+from iostack.loader.transforming.bad_samples import BadSamples
+from iostack.loader.transforming.watch import Watch
 
 if TYPE_CHECKING:
-    from iostack.loader.elsewhere import Elsewhere
+    from iostack.loader.tasks.elsewhere import Elsewhere
 
 
 @dataclass(frozen=True)

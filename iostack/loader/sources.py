@@ -7,10 +7,10 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from iostack.loader.residency import Residency
-from iostack.loader.schedule import Draws, Int64s
+from iostack.loader.ahead.residency import Residency
+from iostack.loader.ahead.streams import Cursor, Outputs, Stretch, UnitSource
+from iostack.loader.order.schedule import Draws, Int64s
 from iostack.loader.state import Cursors
-from iostack.loader.streams import Cursor, Outputs, Stretch, UnitSource
 
 
 class Source(Protocol):

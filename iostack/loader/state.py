@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from iostack.errors import StateError
-from iostack.loader.streams import Cursor
+from iostack.loader.ahead.streams import Cursor
 
 VERSION = 2
 """1 was of an order in which segments stood side by side on the axis."""

@@ -23,7 +23,7 @@ from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import format_named
 from iostack.corpus.manifest import manifest_of
 from iostack.errors import PrepareError
-from iostack.loader.named import find_transforms
+from iostack.loader.order.named import find_transforms
 from iostack.prepare.contracts import Layout, Writer
 from iostack.prepare.named import build_writer
 from iostack.prepare.pieces import Pieces

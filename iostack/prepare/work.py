@@ -18,8 +18,8 @@ from iostack.corpus.corpus import Corpus, open_corpus
 from iostack.corpus.detect import format_named
 from iostack.corpus.origins import object_uri
 from iostack.errors import IostackError, PluginError, PrepareError, SampleError
-from iostack.loader.named import find_transforms
-from iostack.loader.transforming import Transforming
+from iostack.loader.order.named import find_transforms
+from iostack.loader.transforming.transforms import Transforming
 from iostack.prepare.contracts import Layout, ShardSink
 from iostack.prepare.digest import SamplesDigest
 from iostack.prepare.journal import Finished, WrittenFile

@@ -11,12 +11,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from iostack.loader.planning import LoaderPlan, PlannedSource
-from iostack.loader.schedule import Draws
-from iostack.loader.scheduling import make_schedule
+from iostack.loader.order.planning import LoaderPlan, PlannedSource
+from iostack.loader.order.schedule import Draws
+from iostack.loader.order.scheduling import make_schedule
+from iostack.loader.order.token_counts import token_counts
 from iostack.loader.sources import StreamedSource
 from iostack.loader.state import Cursors
-from iostack.loader.token_counts import token_counts
 from iostack.plan.identity import row_identities
 from iostack.plan.sequences import sequence_starts
 from iostack.plan.topology import Topology, own_lanes
@@ -172,13 +172,13 @@ def _open_streams(
     plan: LoaderPlan, sources: Sequence[PlannedSource], topology: Topology, epochs: int | None
 ) -> dict[int, Any]:
     """Return the sources that walk through units, as a loader of this rank builds them; nothing is read yet."""
-    from iostack.loader.bad_samples import BadSamples
+    from iostack.loader.ahead.memory import memory_of
     from iostack.loader.building import build_source
-    from iostack.loader.memory import memory_of
-    from iostack.loader.meter import Meter
+    from iostack.loader.metering.meter import Meter
     from iostack.loader.reading import Reading
-    from iostack.loader.slow_samples import SlowSamples
-    from iostack.loader.watch import KeepSlow
+    from iostack.loader.transforming.bad_samples import BadSamples
+    from iostack.loader.transforming.slow_samples import SlowSamples
+    from iostack.loader.transforming.watch import KeepSlow
 
     reading = Reading(
         plan=plan,

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from iostack.corpus.contracts import KeyedTransform, Sample, Transform
-from iostack.loader.named import TransformSpec, find_transforms
+from iostack.loader.order.named import TransformSpec, find_transforms
 from iostack.testing.comparing import same
 
 _THREADS = 4

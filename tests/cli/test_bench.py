@@ -64,7 +64,7 @@ def test_packed_documents_are_measured_with_their_boundaries(
     tokens: Path, capsys: pytest.CaptureFixture[str], packing: str
 ) -> None:
     facts = _json(capsys, tokens, "--seq-len", "64", "--batch-size", "6", "--steps", "20", "--packing", packing)
-    batch_bytes = 6 * 65 * 8 + 6 + 6 * 8 + 6 * 64 * 9
+    batch_bytes = 6 * 65 * 8 + 6 + 6 * 8 + 6 * 64 * 5  # position_ids are int32, loss_mask bool
     assert facts["mb_per_s"] == pytest.approx(20 * batch_bytes / facts["wall_s"] / 1e6, rel=0.02)
 
 

@@ -16,7 +16,7 @@ import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
 from iostack.errors import OriginError, PluginError, SettingsError, SubstitutionError
-from iostack.loader.bad_samples import BadSamples
+from iostack.loader.transforming.bad_samples import BadSamples
 from iostack.testing import take_steps
 
 from .pipelines import BAD_ROWS, NUM_ROWS, Corpora, make
@@ -261,3 +261,15 @@ def test_a_bad_sample_is_told_on_one_line_and_never_without_a_reason(
     assert caplog.messages == [f"bad sample 0.tar row 1 ({words}): 0.tar row 2 appears in its place"]
     with pytest.raises(SubstitutionError, match=f"the last one is 0.tar row 3: {words}$"):
         bad_samples.substituted("0.tar row 3", error, "0.tar row 4")
+
+
+def _ends_the_process(sample: Sample) -> Sample:
+    raise SystemExit(0)
+
+
+def test_a_transform_that_ends_the_process_is_an_error_that_names_the_row(small: Corpora) -> None:
+    with (
+        make(small, "rows counted", transforms=[_ends_the_process]) as loader,
+        pytest.raises(PluginError, match=r"tried to end the process on .*\.tar row \d+: exit code 0"),
+    ):
+        next(iter(loader))

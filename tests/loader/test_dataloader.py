@@ -20,7 +20,13 @@ def test_a_dataloader_without_batching_gives_the_same_batches(small: Corpora, pi
     plain = list(islice(make(small, pipeline, epochs=1), 5))
     loader = make(small, pipeline, epochs=1)
     assert isinstance(loader, IterableDataset)
-    given = DataLoader(loader, batch_size=None, num_workers=num_workers, timeout=60 if num_workers else 0)
+    given = DataLoader(
+        loader,
+        batch_size=None,
+        num_workers=num_workers,
+        timeout=60 if num_workers else 0,
+        multiprocessing_context="fork" if num_workers else None,
+    )
     batches = list(given)[:5]
     assert len(batches) == len(plain) > 0
     for left, right in zip(batches, plain, strict=True):
@@ -31,7 +37,9 @@ def test_a_dataloader_without_batching_gives_the_same_batches(small: Corpora, pi
 
 
 def test_two_workers_are_refused_because_each_would_give_every_batch(small: Corpora) -> None:
-    batches: Any = iter(DataLoader(make(small, "tokens"), batch_size=None, num_workers=2, timeout=60))
+    batches: Any = iter(
+        DataLoader(make(small, "tokens"), batch_size=None, num_workers=2, timeout=60, multiprocessing_context="fork")
+    )
     try:
         with pytest.raises(UsageError, match="2 DataLoader workers"):
             next(batches)
@@ -52,7 +60,11 @@ def test_a_stateful_dataloader_goes_on_where_its_state_was_taken(
         return [next(batches)["sample_ids"].tolist() for _ in range(count)]
 
     whole = identities(make(small, pipeline), 7)
-    first, second = (stateful(make(small, pipeline), batch_size=None, num_workers=num_workers) for _ in range(2))
+    context = "fork" if num_workers else None  # other tests may have changed the default
+    first, second = (
+        stateful(make(small, pipeline), batch_size=None, num_workers=num_workers, multiprocessing_context=context)
+        for _ in range(2)
+    )
     batches = iter(first)
     taken = [next(batches)["sample_ids"].tolist() for _ in range(3)]
     second.load_state_dict(first.state_dict())

@@ -18,8 +18,8 @@ import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
 from iostack.errors import OriginError, PlanError, SettingsError, StateError, SubstitutionError, UsageError
-from iostack.loader.planning import Source
-from iostack.loader.residency import Residency
+from iostack.loader.ahead.residency import Residency
+from iostack.loader.order.planning import Source
 from iostack.testing import check_resume_at_every_step, take_steps
 
 from .pipelines import NUM_ROWS, NUM_TEXTS, ROWS, TAR, TEXT, TOKENS, Corpora, make
@@ -176,7 +176,7 @@ def fail_to_fetch(sample: Sample) -> bool:
 
 
 def test_units_are_read_some_rows_at_a_time(small: Corpora, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iostack.loader.row_units._FILTERED_BYTES", 2000)
+    monkeypatch.setattr("iostack.loader.samples.row_units._FILTERED_BYTES", 2000)
     reads: list[int] = []
     plain = Residency.read_rows
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from iostack.errors import PlanError
-from iostack.loader import aside
-from iostack.loader.aside import Aside
-from iostack.loader.lookahead import LookAhead
-from iostack.loader.memory import cgroup_limits, memory_limit, memory_of
-from iostack.loader.meter import Meter, Pending
+from iostack.loader.ahead.lookahead import LookAhead
+from iostack.loader.ahead.memory import cgroup_limits, memory_limit, memory_of
+from iostack.loader.metering.meter import Meter, Pending
+from iostack.loader.sequences import aside
+from iostack.loader.sequences.aside import Aside
 from iostack.loader.threads import Threads
 
 from .pipelines import Corpora, make

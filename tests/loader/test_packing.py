@@ -17,9 +17,9 @@ from plan import reference
 
 import iostack
 from iostack.errors import PlanError, SettingsError, ShardError, StateError, UsageError
-from iostack.loader.live_documents import LiveDocuments
-from iostack.loader.pieces import Streams
-from iostack.loader.schedule import Int64s
+from iostack.loader.order.schedule import Int64s
+from iostack.loader.sequences.live_documents import LiveDocuments
+from iostack.loader.sequences.pieces import Streams
 from iostack.packing import cu_seqlens, document_ids
 
 from . import packed

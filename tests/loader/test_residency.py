@@ -17,8 +17,8 @@ import iostack
 from iostack.corpus.index import build_manifest
 from iostack.errors import CorpusError, OriginError
 from iostack.loader import threads
-from iostack.loader.meter import Meter
-from iostack.loader.residency import Residency
+from iostack.loader.ahead.residency import Residency
+from iostack.loader.metering.meter import Meter
 from iostack.plan.indexed import IndexedPlan
 
 NUM_SHARDS, SHARD_BYTES = 12, 2000

@@ -12,7 +12,7 @@ import torch
 
 import iostack
 from iostack.errors import UsageError
-from iostack.loader.collate import as_tensors, collate
+from iostack.loader.tasks.collate import as_tensors, collate
 
 from .pipelines import Corpora, make
 

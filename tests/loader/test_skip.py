@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iostack.errors import PlanError, SettingsError, StateError
-from iostack.loader.skip_list import write_skip_list
+from iostack.loader.order.skip_list import write_skip_list
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.skipping import SkipList, SkippingPlan

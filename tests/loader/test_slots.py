@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import iostack
-from iostack.loader.buffers import sequence_columns
-from iostack.loader.cuda import Event
-from iostack.loader.device import DeviceCopies
-from iostack.loader.slots import Slots
+from iostack.loader.device.copies import DeviceCopies
+from iostack.loader.device.cuda import Event
+from iostack.loader.sequences.buffers import sequence_columns
+from iostack.loader.sequences.slots import Slots
 
 from .pipelines import ENDLESS, SEQ_LEN, Corpora, make
 

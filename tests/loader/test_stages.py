@@ -58,7 +58,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("iostack.stages.clock", clock)
-    monkeypatch.setattr("iostack.loader.meter.wait_for", clock.wait_for)
+    monkeypatch.setattr("iostack.loader.metering.meter.wait_for", clock.wait_for)
     monkeypatch.setattr("iostack.loader.loader.time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
@@ -164,7 +164,7 @@ def test_a_slow_reader_is_what_the_consumer_waits_for(
 def test_a_slow_origin_is_what_the_consumer_waits_for(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("iostack.loader.residency._FETCH_THREADS", 1)
+    monkeypatch.setattr("iostack.loader.ahead.residency._FETCH_THREADS", 1)
     for shard in range(6):
         corpora.write_tokens(tmp_path / f"{shard}", [[[*range(300)]]])
     with serve({f"/c/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}) as store:

@@ -15,8 +15,8 @@ import pytest
 
 import iostack
 from iostack.errors import UsageError
-from iostack.loader import trace as trace_module
-from iostack.loader.trace import Trace
+from iostack.loader.metering import trace as trace_module
+from iostack.loader.metering.trace import Trace
 
 from .pipelines import Corpora, make
 

@@ -250,7 +250,7 @@ def test_the_slowest_samples_are_kept_with_their_places(numbers: iostack.Corpus,
 
 
 def test_a_slow_sample_is_logged_and_the_next_ones_are_not(caplog: pytest.LogCaptureFixture) -> None:
-    from iostack.loader.slow_samples import SlowSamples
+    from iostack.loader.transforming.slow_samples import SlowSamples
 
     slow = SlowSamples(lambda source, shard: f"{shard}.tar")
     with caplog.at_level(logging.WARNING):
@@ -260,7 +260,7 @@ def test_a_slow_sample_is_logged_and_the_next_ones_are_not(caplog: pytest.LogCap
 
 
 def test_a_worker_leaves_telling_of_slow_samples_to_its_parent(caplog: pytest.LogCaptureFixture) -> None:
-    from iostack.loader.slow_samples import SlowSamples
+    from iostack.loader.transforming.slow_samples import SlowSamples
 
     slow = SlowSamples()
     slow.add((0, 3, 7), 2.0)

@@ -182,11 +182,10 @@ def test_no_packages_import_each_other(top: str) -> None:
     edges: dict[str, set[str]] = {}
     packages = {name for name in MODULES if MODULES[name].name == "__init__.py"}
     for each in _within(top):
-        owner, other = (
-            next((p for p in packages - {top} if f"{name}.".startswith(f"{p}.")), None)
-            for name in (each.importer, each.imported)
-        )
-        if owner and other and owner != other:
+        importer, imported = each.importer.split("."), each.imported.split(".")
+        level = next((at for at, (one, other) in enumerate(zip(importer, imported)) if one != other), 0)
+        owner, other = (".".join(parts[: level + 1]) for parts in (importer, imported))
+        if level and {owner, other} <= packages:
             edges.setdefault(owner, set()).add(other)
     try:
         list(TopologicalSorter(edges).static_order())

@@ -20,7 +20,7 @@ import iostack
 from iostack.corpus.contracts import KeyedTransform
 from iostack.corpus.image_header import image_size
 from iostack.errors import SampleError, SettingsError
-from iostack.loader.named import find_transforms
+from iostack.loader.order.named import find_transforms
 from iostack.testing import check_resume_at_every_step
 
 KINDS = ("JPEG", "PNG", "WEBP")

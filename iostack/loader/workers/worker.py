@@ -36,6 +36,7 @@ def main(parent: int, begin: str, setup: int, note: int, seats: Sequence[tuple[i
     descriptors: of the setup, of the page of notes, and of the (socket, slot) of each seat.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a transform prints must not end up in somebody's data
     _die_with(parent)
     connections = {connection: (socket.socket(fileno=connection), Slot(slot)) for connection, slot in seats}
     notes = Notes(mmap.mmap(note, NOTE_BYTES))

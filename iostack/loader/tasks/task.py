@@ -1,0 +1,104 @@
+"""Work on samples as values: what is read, transformed and collated for one batch, or for one unit of text.
+
+A task names shards and rows, and its result is a pure function of it; so it can be done in any thread or process, and
+done again where that one died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iostack.corpus.contracts import Sample
+from iostack.errors import UsageError
+from iostack.loader.order.schedule import Int64s
+from iostack.loader.tasks.batch_bytes import batch_bytes
+from iostack.loader.tasks.collate import Columns, collate
+from iostack.plan.indexed import Rows
+from iostack.plan.units import Unit
+from iostack.stages import count
+
+
+class UnitRow(NamedTuple):
+    """Where a row of a corpus without counts comes from: the output of a unit, which is the ``draw``-th of ``lane``."""
+
+    unit: Unit
+    output: int
+    lane: int
+    draw: int
+
+
+@dataclass(frozen=True)
+class RowsTask:
+    """The rows that the source ``number`` gives to a batch.
+
+    Bad ones are reported where they are ``valid``. ``origins`` say what may stand in for each: positions of the source's
+    plan, or for a corpus without counts the outputs of units.
+    """
+
+    number: int
+    located: Rows
+    valid: NDArray[np.bool_]
+    origins: Int64s | Sequence[UnitRow]
+
+
+@dataclass(frozen=True)
+class BatchTask:
+    """One batch of whole samples, whose first position is ``position``: the rows of each source, and the places they take."""
+
+    position: int
+    valid: NDArray[np.bool_]
+    parts: Sequence[tuple[Int64s, RowsTask]]
+
+    def __str__(self) -> str:
+        return f"the batch at position {self.position}"
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """One unit of the text of the source ``number``."""
+
+    number: int
+    unit: Unit
+
+    def __str__(self) -> str:
+        return f"unit {self.unit.number} of source {self.number}"
+
+
+Task = BatchTask | UnitTask
+ReadRows = Callable[[RowsTask], tuple[list[Sample], Int64s]]
+"""Returns the samples of a task, and their identities."""
+
+
+def assemble(task: BatchTask, read: ReadRows) -> Columns:
+    """Return the columns of one batch, with ``valid`` and ``sample_ids``.
+
+    Raises:
+        UsageError: the samples have a column of these names.
+    """
+    samples, identities = _read_all(task, read)
+    identities[~task.valid] = 0
+    columns = collate(samples)
+    count("assemble", samples=len(samples), num_bytes=batch_bytes(columns))
+    if taken := sorted({"valid", "sample_ids"} & columns.keys()):
+        raise UsageError(
+            f"the samples have a column {taken[0]!r}, which the loader gives itself",
+            hint="rename it with the transform 'rename'",
+        )
+    return columns | {"valid": task.valid, "sample_ids": identities}
+
+
+def _read_all(task: BatchTask, read: ReadRows) -> tuple[list[Sample], Int64s]:
+    if len(task.parts) == 1 and len(task.parts[0][0]) == len(task.valid):
+        return read(task.parts[0][1])
+    samples: list[Sample] = [{} for _ in range(len(task.valid))]
+    identities = np.zeros(len(task.valid), np.int64)
+    for places, rows in task.parts:
+        good, identities[places] = read(rows)
+        for place, sample in zip(places.tolist(), good):
+            samples[place] = sample
+    return samples, identities
