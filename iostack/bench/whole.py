@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from iostack.loader.loader import Batch, Loader
 from iostack.loader.tasks.batch_bytes import batch_bytes
@@ -52,7 +55,7 @@ def take_batches(loader: Loader, started: float, steps: int | None, seconds: flo
     batch = next(batches)
     begun = shown = time.perf_counter()
     whole = Whole(first_batch_s=begun - started)
-    cpu_s, data_wait_s, before = time.process_time(), loader.data_wait_s, loader.stages()
+    cpu_s, data_wait_s, before = _cpu_s(loader), loader.data_wait_s, loader.stages()
     for batch in batches:
         whole.steps += 1
         whole.samples += len(batch["sample_ids"])
@@ -65,13 +68,23 @@ def take_batches(loader: Loader, started: float, steps: int | None, seconds: flo
         if whole.steps == steps or (seconds is not None and whole.wall_s >= seconds):
             break
     whole.last_batch = batch
-    whole.cpu_s = time.process_time() - cpu_s
+    whole.cpu_s = _cpu_s(loader) - cpu_s
     whole.data_wait_s = loader.data_wait_s - data_wait_s
     for stage, figures in loader.stages().items():
         if stage != "consumer":
             whole.wait_s[stage] = figures.wait_s - before[stage].wait_s
             whole.busy_s[stage] = figures.busy_s - before[stage].busy_s
     return whole
+
+
+def _cpu_s(loader: Loader) -> float:
+    """Return the CPU seconds of this process and, on Linux, of the loader's workers that run now."""
+    seconds = time.process_time()
+    for pid in loader.worker_pids:
+        with suppress(OSError):  # it has just died, or there is no /proc
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def simulate(loader: Loader, *, step_ms: float, seconds: float, show: Show) -> Simulated:
