@@ -181,7 +181,7 @@ def test_the_trace_of_a_bench_is_one_list_of_events(
     tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _json(capsys, texts, "--steps", "5", "--trace", tmp_path / "trace.json")
-    assert {"read", "wait"} <= {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())}
+    assert {"read", "assemble"} <= {event["name"] for event in json.loads((tmp_path / "trace.json").read_text())}
 
 
 def test_the_stage_that_was_waited_for_most_holds_the_loader_back() -> None:
