@@ -17,13 +17,12 @@ from itertools import count
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iostack.corpus.contracts import Tokenizer
 from iostack.corpus.corpus import Corpus
-from iostack.errors import PlanError, StateError, UsageError
+from iostack.errors import PlanError, UsageError
 from iostack.forks import renew_in_children
 from iostack.loader.ahead.memory import memory_of
 from iostack.loader.building import build_batches
@@ -33,14 +32,15 @@ from iostack.loader.metering.trace import Trace
 from iostack.loader.order.named import FilterSpec, TransformSpec
 from iostack.loader.order.phases import PhaseSpec
 from iostack.loader.order.planning import LoaderPlan, Source, as_sources, plan_loader
-from iostack.loader.order.scheduling import make_schedule
+from iostack.loader.order.scheduling import epochs_of_the_pass, make_schedule
 from iostack.loader.order.skip_list import SkipSpec
 from iostack.loader.reading import Reading
+from iostack.loader.resuming import refuse_missing_cursors
 from iostack.loader.state import Cursors, State, make_state, read_state
 from iostack.loader.transforming.bad_samples import BadSamples
 from iostack.loader.transforming.slow_samples import SlowSample, SlowSamples
 from iostack.loader.transforming.watch import KeepSlow
-from iostack.plan.topology import Topology, next_in_lane, own_lanes
+from iostack.plan.topology import Topology, own_lanes
 from iostack.sizes import parse_bytes
 
 Batch = dict[str, Any]
@@ -137,7 +137,7 @@ class Loader(IterableDataset[Batch]):
                 f" least 0, and transform_timeout_s ({transform_timeout_s}) above 0"
             )
         sources = as_sources(corpus)
-        epochs = _epochs_of_the_pass(sources, epochs)
+        epochs = epochs_of_the_pass(sources, epochs)
         ranks = ranks if ranks is not None else _from_environment("WORLD_SIZE", 1)
         rank = rank if rank is not None else _from_environment("RANK", 0)
         topology = Topology(batch_size, rank, ranks)
@@ -337,28 +337,13 @@ class Loader(IterableDataset[Batch]):
         position, cursors = read_state(state, self.plan.fingerprint, fields, may_differ=() if by_units else ("skip",))
         if position and state["plan"].get("skip") != fields.get("skip"):
             log.info("the skip list is another one than before: it holds from position %s on", f"{position:,}")
-        self._refuse_missing_cursors(position, cursors)
+        refuse_missing_cursors(self.plan, self._schedule, position, cursors)
         self._end_iteration()
         own = set(own_lanes(self._schedule.topology, self.lanes))
         self.position = position
         self._cursors = {
             source: {lane: cursor for lane, cursor in lanes.items() if lane in own} for source, lanes in cursors.items()
         }
-
-    def _refuse_missing_cursors(self, position: int, cursors: Cursors) -> None:
-        for source in self.plan.sources:
-            if not source.uses_units:
-                continue
-            for lane in own_lanes(self._schedule.topology, self.lanes):
-                coming = np.asarray([next_in_lane(position, lane, self.lanes)], np.int64)
-                given = int(self._schedule.source_positions(coming, source.number)[0]) // self.lanes
-                saved = cursors.get(source.number, {}).get(lane, (0, 0, 0))
-                if not given >= saved[2] >= self._schedule.least_given(source.number, lane, position):
-                    raise StateError(
-                        f"field 'cursors' of the loader state has lane {lane} at output {saved[2]}, and position"
-                        f" {position} needs {given}",
-                        hint="join the states of all ranks with iostack.merge_states before loading them",
-                    )
 
     def close(self) -> None:
         """End the iterator and its threads, and let go of the shards; the corpora stay open. Iterating again goes on."""
@@ -397,24 +382,6 @@ def _close_all() -> None:
     for loader in live_loaders():
         with suppress(ValueError):  # another thread stands inside its iterator, and ends with the process
             loader.close()
-
-
-def _epochs_of_the_pass(sources: Sequence[Source], epochs: int | None) -> int | None:
-    """Return the epochs of a loader of one source, whichever way they are given; a mix has those of its sources."""
-    if len(sources) > 1:
-        if epochs is not None:
-            raise PlanError(
-                "a mix of sources has no epochs of its own",
-                hint="give the sources epochs, Source(corpus, epochs=2), or leave them out and count steps",
-            )
-        return None
-    given = sources[0].epochs
-    if given is not None and epochs not in (None, given):
-        raise PlanError(f"the source has epochs={given}, and the loader {epochs}", hint="give one of them")
-    epochs = epochs if given is None else given
-    if epochs is not None and epochs < 1:
-        raise PlanError(f"epochs must be at least 1, not {epochs}")
-    return epochs
 
 
 def _from_environment(name: str, default: int) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from iostack.loader.order.planning import LoaderPlan
+from collections.abc import Sequence
+
+from iostack.errors import PlanError
+from iostack.loader.order.planning import LoaderPlan, Source
 from iostack.loader.order.schedule import Schedule
 from iostack.plan.curriculum import Curriculum, Phase
 from iostack.plan.mixing import Mix
@@ -21,3 +24,25 @@ def make_schedule(plan: LoaderPlan, topology: Topology, epochs: int | None) -> S
     phases = plan.phases if plan.phases and plan.phases[0].start == 0 else (Phase(0, plan.weights), *plan.phases)
     mix = Curriculum(phases, plan.lanes, limits)
     return Schedule(topology, plan.lanes, mix, mix.end)
+
+
+def epochs_of_the_pass(sources: Sequence[Source], epochs: int | None) -> int | None:
+    """Return the epochs of a loader of one source, whichever way they are given; a mix has those of its sources.
+
+    Raises:
+        PlanError: two that differ, less than one, or epochs of a mix as a whole.
+    """
+    if len(sources) > 1:
+        if epochs is not None:
+            raise PlanError(
+                "a mix of sources has no epochs of its own",
+                hint="give the sources epochs, Source(corpus, epochs=2), or leave them out and count steps",
+            )
+        return None
+    given = sources[0].epochs
+    if given is not None and epochs not in (None, given):
+        raise PlanError(f"the source has epochs={given}, and the loader {epochs}", hint="give one of them")
+    epochs = epochs if given is None else given
+    if epochs is not None and epochs < 1:
+        raise PlanError(f"epochs must be at least 1, not {epochs}")
+    return epochs
