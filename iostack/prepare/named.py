@@ -30,11 +30,6 @@ def build_engine(name: str, options: Mapping[str, Any]) -> Engine:
     return cast(Engine, _build("engine", name, options, registry().named("iostack_engines")))
 
 
-def writer_names() -> list[str]:
-    """Return the names of all writers, sorted."""
-    return sorted(registry().named("iostack_writers"))
-
-
 def _build(what: str, name: str, options: Mapping[str, Any], offered: Mapping[str, Callable[..., Any]]) -> Any:
     if name not in offered:
         raise SettingsError(
