@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import struct
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from alternating import alternately, medians, tell, timed
 
 BATCH_SIZE, SEQ_LEN, BLOCK = 8, 2048, 64
 
@@ -67,14 +66,6 @@ def loader(folder: Path, num_batches: int) -> Callable[[], int]:
     return run
 
 
-def measure(run: Callable[[], int]) -> tuple[float, float]:
-    """Return (million tokens a wall second, CPU seconds per billion tokens)."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    tokens = run()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return tokens / wall / 1e6, cpu / tokens * 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7)
@@ -87,22 +78,10 @@ def main() -> None:
         folder = Path(name)
         write_shards(folder, options.shards, options.tokens_per_shard)
         contenders = {"bare gather": bare_gather(folder, options.batches), "iostack": loader(folder, options.batches)}
-        for run in contenders.values():
-            run()
-        results: dict[str, list[tuple[float, float]]] = {contender: [] for contender in contenders}
-        for _ in range(options.runs):
-            for contender, run in contenders.items():
-                results[contender].append(measure(run))
-    medians = {}
-    for contender, figures in results.items():
-        speeds = [speed for speed, _ in figures]
-        medians[contender] = statistics.median(speeds)
-        cpu = statistics.median(cpu for _, cpu in figures)
-        print(
-            f"{contender:12} {medians[contender]:6.0f} Mtok/s (min {min(speeds):.0f}, max {max(speeds):.0f}),"
-            f" {cpu:.2f} CPU s per Gtok"
-        )
-    print(json.dumps({"share of bare gather": round(medians["iostack"] / medians["bare gather"], 3)}))
+        speeds = alternately({name: timed(run) for name, run in contenders.items()}, options.runs)
+    tell(speeds, "Mtok/s", 1e6, "CPU s per Gtok", 1e9)
+    middle = medians(speeds)
+    print(json.dumps({"share of bare gather": round(middle["iostack"].per_s / middle["bare gather"].per_s, 3)}))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from loader_tokens import BATCH_SIZE, BLOCK, SEQ_LEN, bare_gather, measure
+from alternating import alternately, medians, tell, timed
+from loader_tokens import BATCH_SIZE, BLOCK, SEQ_LEN, bare_gather
 from numpy.typing import NDArray
 
 WIDTH = SEQ_LEN + 1
@@ -136,27 +137,17 @@ def main() -> None:
             "split": loader(folder, options.batches, "split"),
             "best_fit": loader(folder, options.batches, "best_fit"),
         }
-        for run in contenders.values():
-            run()
-        results: dict[str, list[tuple[float, float]]] = {contender: [] for contender in contenders}
-        for _ in range(options.runs):
-            for contender, run in contenders.items():
-                results[contender].append(measure(run))
+        speeds = alternately({name: timed(run) for name, run in contenders.items()}, options.runs)
         padding = padding_share(folder)
-    cpu = {contender: statistics.median(cpu for _, cpu in figures) for contender, figures in results.items()}
-    for contender, figures in results.items():
-        speeds = [speed for speed, _ in figures]
-        print(
-            f"{contender:12} {statistics.median(speeds):6.0f} Mtok/s (min {min(speeds):.0f}, max {max(speeds):.0f}),"
-            f" {cpu[contender]:.2f} CPU s per Gtok"
-        )
-    speed = {contender: statistics.median(speed for speed, _ in figures) for contender, figures in results.items()}
+    tell(speeds, "Mtok/s", 1e6, "CPU s per Gtok", 1e9)
+    middle = medians(speeds)
+    bare = middle["bare gather"]
     shares = {
-        contender: {
-            "of wall speed": round(speed[contender] / speed["bare gather"], 3),
-            "of CPU speed": round(cpu["bare gather"] / cpu[contender], 3),
+        name: {
+            "of wall speed": round(middle[name].per_s / bare.per_s, 3),
+            "of CPU speed": round(bare.cpu_s / middle[name].cpu_s, 3),
         }
-        for contender in ("numpy", "split", "best_fit")
+        for name in ("numpy", "split", "best_fit")
     }
     print(json.dumps({"share of bare gather": shares, "padding of best_fit": round(padding, 4)}))
 

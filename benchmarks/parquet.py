@@ -14,13 +14,13 @@ import argparse
 import json
 import os
 import random
-import statistics
 import sysconfig
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from alternating import alternately, medians, tell, timed
 
 BATCH_SIZE, THREADS, SHUFFLE_BUFFER = 256, 2, 10_000
 
@@ -77,14 +77,6 @@ def streamed_datasets(folder: Path, *, shuffled: bool) -> int:
     return sum(len(batch["text"]) for batch in stream.iter(BATCH_SIZE))
 
 
-def measure(run: Callable[[], int]) -> tuple[float, float]:
-    """Return (documents a wall second, CPU microseconds per document)."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    documents = run()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return documents / wall, cpu / documents * 1e6
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
@@ -112,23 +104,11 @@ def main() -> None:
             "datasets shuffled": lambda: streamed_datasets(data, shuffled=True),
         }
         contenders = {key: run for key, run in contenders.items() if not options.only or key in options.only}
-        for run in contenders.values():
-            run()
-        results: dict[str, list[tuple[float, float]]] = {contender: [] for contender in contenders}
-        for _ in range(options.runs):
-            for contender, run in contenders.items():
-                results[contender].append(measure(run))
-    medians = {}
-    for contender, figures in results.items():
-        speeds = [speed / 1000 for speed, _ in figures]
-        medians[contender] = statistics.median(speeds)
-        cpu = statistics.median(cpu for _, cpu in figures)
-        print(
-            f"{contender:18} {medians[contender]:6.1f} k documents/s (min {min(speeds):.1f}, max {max(speeds):.1f}),"
-            f" {cpu:.2f} CPU us per document"
-        )
-    if base := medians.get("bare pyarrow"):
-        print(json.dumps({f"{key} / bare pyarrow": round(value / base, 3) for key, value in medians.items()}))
+        speeds = alternately({name: timed(run) for name, run in contenders.items()}, options.runs)
+    tell(speeds, "k documents/s", 1e3, "CPU us per document", 1e6)
+    if base := medians(speeds).get("bare pyarrow"):
+        shares = {f"{name} / bare pyarrow": round(each.per_s / base.per_s, 3) for name, each in medians(speeds).items()}
+        print(json.dumps(shares))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,18 @@ import argparse
 import json
 import os
 import resource
-import statistics
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from alternating import alternately, spread
 
 _PEER = """
 import sys
@@ -89,30 +91,32 @@ def main() -> None:
         texts, tokenizer = folder / "texts", folder / "tokenizer.json"
         write_texts(texts, options.megabytes)
         train_tokenizer(texts, tokenizer)
-        seconds: dict[str, list[tuple[float, float]]] = {"iostack": [], "iostack --no-verify": [], "datasets": []}
-        for run in range(options.runs):
-            for program, taken in seconds.items():
-                out = folder / f"{program.replace(' ', '')}-{run}"
-                environment = {**os.environ, "IOSTACK_CACHE": str(out / "cache"), "HF_HOME": str(out / "cache")}
-                environment["TOKENIZERS_PARALLELISM"] = "false"
-                if program == "datasets":
-                    out.mkdir()
-                    words = [sys.executable, "-c", _PEER, *map(str, (texts, tokenizer, out, options.jobs))]
-                else:
-                    words = [sys.executable, "-m", "iostack", "prepare", str(texts), str(out / "tokens")]
-                    words += ["--to", "tokens", "--tokenizer", f"huggingface:{tokenizer}", "--shard-bytes", "4MB"]
-                    words += ["--jobs", str(options.jobs), *program.split()[1:]]
-                taken.append(measured(words, environment))
-        ours = np.concatenate([np.fromfile(path, np.uint16) for path in sorted((folder / "iostack-0").rglob("*.bin"))])
-        assert np.array_equal(ours, np.fromfile(folder / "datasets-0" / "tokens.bin", np.uint16)), "the ids differ"
+
+        def program(name: str) -> tuple[float, float]:
+            out = folder / name.replace(" ", "")
+            shutil.rmtree(out, ignore_errors=True)
+            environment = {**os.environ, "IOSTACK_CACHE": str(out / "cache"), "HF_HOME": str(out / "cache")}
+            environment["TOKENIZERS_PARALLELISM"] = "false"
+            if name == "datasets":
+                out.mkdir()
+                words = [sys.executable, "-c", _PEER, *map(str, (texts, tokenizer, out, options.jobs))]
+            else:
+                words = [sys.executable, "-m", "iostack", "prepare", str(texts), str(out / "tokens")]
+                words += ["--to", "tokens", "--tokenizer", f"huggingface:{tokenizer}", "--shard-bytes", "4MB"]
+                words += ["--jobs", str(options.jobs), *name.split()[1:]]
+            return measured(words, environment)
+
+        names = ("iostack", "iostack --no-verify", "datasets")
+        results = alternately({name: partial(program, name) for name in names}, options.runs)
+        ours = np.concatenate([np.fromfile(path, np.uint16) for path in sorted((folder / "iostack").rglob("*.bin"))])
+        assert np.array_equal(ours, np.fromfile(folder / "datasets" / "tokens.bin", np.uint16)), "the ids differ"
         size = sum(path.stat().st_size for path in texts.iterdir()) / 1e6
-    print(
-        f"{size:.0f} MB of text, {len(ours):,} tokens, {options.jobs} processes, median (least, most) of {options.runs}"
-    )
-    for program, taken in seconds.items():
-        walls, cpus = sorted(wall for wall, _ in taken), sorted(cpu for _, cpu in taken)
-        told = ", ".join(f"{statistics.median(v):.2f} ({v[0]:.2f}, {v[-1]:.2f})" for v in (walls, cpus))
-        print(f"{program:<20} wall and CPU s: {told}; {size / statistics.median(walls):.1f} MB/s")
+    print(f"{size:.0f} MB of text, {len(ours):,} tokens, {options.jobs} processes, medians of {options.runs}")
+    for name, taken in results.items():
+        walls, cpus = zip(*taken, strict=True)
+        print(
+            f"{name:20} {spread([size / wall for wall in walls], '.1f')} MB/s, {spread(walls)} s, {spread(cpus)} CPU s"
+        )
 
 
 if __name__ == "__main__":

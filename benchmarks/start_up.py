@@ -15,10 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from alternating import alternately, spread
 from loader_tokens import BATCH_SIZE, SEQ_LEN, write_shards
 
 OURS = """
@@ -101,14 +104,14 @@ def write_mosaic(folder: Path, tokens: np.ndarray) -> None:
             writer.write({"tokens": tokens[start : start + SEQ_LEN + 1].astype(np.int32)})
 
 
-def seconds(code: str, folder: Path, how: str, num_windows: int) -> float:
-    """Return how long a process takes that runs ``code``.
+def seconds(code: str, *arguments: str) -> float:
+    """Return how long a process takes that runs ``code`` with the arguments.
 
     Raises:
         RuntimeError: it failed; the message is the end of what it said.
     """
     started = time.perf_counter()
-    command = [sys.executable, "-c", code, str(folder), how, str(num_windows)]
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, env=COMPILED, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -133,27 +136,23 @@ def main() -> None:
                     write(folder, tokens)
                 except (ImportError, subprocess.CalledProcessError) as error:
                     print(f"{package} is left out: {error}", file=sys.stderr)
-        results: dict[tuple[str, str], list[float]] = {}
-        for run in range(options.runs + 1):
-            for contender, (package, code) in CONTENDERS.items():
-                for how in ("fresh", "restored"):
-                    if find_spec(package):
-                        try:
-                            spent = seconds(code, folder, how, num_windows // BATCH_SIZE * BATCH_SIZE)
-                        except RuntimeError as error:
-                            print(f"{contender} {how}: {error}", file=sys.stderr)
-                        else:
-                            if not run:
-                                continue
-                            results.setdefault((contender, how), []).append(spent)
-    torch_s = statistics.median(results["import torch", "fresh"] + results["import torch", "restored"])
+        steps = str(num_windows // BATCH_SIZE * BATCH_SIZE)
+        runs: dict[str, Callable[[], float]] = {}
+        for contender, (package, code) in CONTENDERS.items():
+            for how in ("fresh", "restored") if find_spec(package) else ():
+                run = partial(seconds, code, str(folder), how, steps)
+                try:
+                    run()
+                except RuntimeError as error:
+                    print(f"{contender}, {how}, is left out: {error}", file=sys.stderr)
+                else:
+                    runs[f"{contender}, {how}"] = run
+        results = alternately(runs, options.runs)
+    torch_s = statistics.median(results["import torch, fresh"] + results["import torch, restored"])
     print(f"import torch {torch_s:.2f} s; above it:")
-    for (contender, how), spent in results.items():
-        if contender != "import torch":
-            print(
-                f"{contender:12} {how:9} {statistics.median(spent) - torch_s:+.2f} s"
-                f" (min {min(spent) - torch_s:+.2f}, max {max(spent) - torch_s:+.2f})"
-            )
+    for name, spent in results.items():
+        if not name.startswith("import torch"):
+            print(f"{name:21} {spread([each - torch_s for each in spent], '+.2f')} s")
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ import argparse
 import json
 import multiprocessing
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from alternating import Speed, alternately, medians, tell
 
 WORKERS, TRANSFORM_S = 2, 0.001
 
@@ -106,7 +108,7 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Iterator[None]]] = {
 
 
 def run_one(name: str, folder: Path, samples: int, batch_size: int) -> None:
-    """Print (samples a second, CPU seconds of all processes from start to end) of one contender."""
+    """Print (samples a second, CPU seconds per sample of all processes from start to end) of one contender."""
     phases = CONTENDERS[name](folder, samples, batch_size)
     next(phases)
     started = time.perf_counter()
@@ -115,7 +117,7 @@ def run_one(name: str, folder: Path, samples: int, batch_size: int) -> None:
     for _ in phases:
         pass
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(json.dumps([samples / seconds, sum(each.ru_utime + each.ru_stime for each in usage)]))
+    print(json.dumps([samples / seconds, sum(each.ru_utime + each.ru_stime for each in usage) / samples]))
 
 
 def main() -> None:
@@ -129,26 +131,24 @@ def main() -> None:
     if options.only:
         run_one(options.only, options.folder, options.samples, options.batch_size)
         return
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for shard in range(8):
             rows = [{"n": shard * 5000 + row, "text": "some text " * 20} for row in range(5000)]
             (Path(folder) / f"{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         arguments = ["--folder", folder, "--samples", str(options.samples), "--batch-size", str(options.batch_size)]
-        for run in range(options.runs + 1):
-            for name, figures in results.items():
-                command = [sys.executable, __file__, *arguments, "--only", name]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                if run:
-                    figures.append(tuple(json.loads(done.stdout)))
-    best = statistics.median(speed for speed, _ in results["perfect"])
-    for name, figures in results.items():
-        speeds = [speed for speed, _ in figures]
-        median, cpu_s = statistics.median(speeds), statistics.median(cpu for _, cpu in figures)
-        told = (
-            f"(min {min(speeds):.0f}, max {max(speeds):.0f}), {median / best:.1%} of perfect, {cpu_s:.2f} CPU s in all"
+
+        def in_a_process(name: str) -> Speed:
+            command = [sys.executable, __file__, *arguments, "--only", name]
+            return Speed(*json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+        speeds = alternately({name: partial(in_a_process, name) for name in CONTENDERS}, options.runs)
+    tell(speeds, "samples/s", 1, "CPU ms per sample, starting included", 1e3)
+    middle = medians(speeds)
+    print(
+        json.dumps(
+            {f"{name} / perfect": round(each.per_s / middle["perfect"].per_s, 3) for name, each in middle.items()}
         )
-        print(f"{name:17} {median:6.0f} samples/s {told}")
+    )
 
 
 if __name__ == "__main__":
