@@ -13,7 +13,7 @@ from iostack.hookspecs import hookimpl
 if TYPE_CHECKING:
     from iostack.corpus.corpus import Corpus, open_corpus
     from iostack.loader.loader import Loader
-    from iostack.loader.order.planning import Source
+    from iostack.loader.order.planned import Source
     from iostack.loader.state import merge_states
 
 __version__ = "0.1.0"
@@ -23,7 +23,7 @@ _HOMES = {
     "Corpus": "iostack.corpus.corpus",
     "open_corpus": "iostack.corpus.corpus",
     "Loader": "iostack.loader.loader",
-    "Source": "iostack.loader.order.planning",
+    "Source": "iostack.loader.order.planned",
     "merge_states": "iostack.loader.state",
 }
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from iostack.errors import RunError
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 from trainer.contracts import Callback
 from trainer.metrics import JsonLines, StepMetrics
 from trainer.run import Run

@@ -15,7 +15,7 @@ import torch
 import iostack
 from iostack.corpus.origins import scheme_of
 from iostack.errors import SettingsError, UsageError
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 from trainer.contracts import AXES, Request
 from trainer.program import Program, build_program
 from trainer.settings import DataSettings, Settings

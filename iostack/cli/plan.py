@@ -14,7 +14,7 @@ from iostack.cli.options import storage_options, transform_specs
 from iostack.errors import UsageError
 
 if TYPE_CHECKING:
-    from iostack.loader.order.planning import LoaderPlan
+    from iostack.loader.order.planned import LoaderPlan
     from iostack.preview.contracts import PlannedRun
     from iostack.preview.samples import PlannedSample
 
@@ -145,7 +145,7 @@ def _run_of(uri: str, config: Path | None, options: Mapping[str, Any]) -> Planne
         given["filters"] = transform_specs(options["filters"])
     if config is None:
         from iostack.corpus.corpus import open_corpus
-        from iostack.loader.order.planning import Source
+        from iostack.loader.order.planned import Source
 
         if not uri:
             raise click.UsageError("plan needs a URI, or -c with a settings file or a run folder")

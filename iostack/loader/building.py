@@ -9,7 +9,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from iostack.loader.order.planning import LoaderPlan, PlannedSource
+from iostack.loader.order.planned import LoaderPlan, PlannedSource
 from iostack.loader.order.schedule import Schedule
 from iostack.loader.reading import Reading
 from iostack.loader.sequences.batches import SequenceBatches, SequenceSource, batches_planned

@@ -31,7 +31,8 @@ from iostack.loader.metering.meter import Meter, StageFigures
 from iostack.loader.metering.trace import Trace
 from iostack.loader.order.named import FilterSpec, TransformSpec
 from iostack.loader.order.phases import PhaseSpec
-from iostack.loader.order.planning import LoaderPlan, Source, as_sources, plan_loader
+from iostack.loader.order.planned import LoaderPlan, Source, as_sources
+from iostack.loader.order.planning import plan_loader
 from iostack.loader.order.scheduling import epochs_of_the_pass, make_schedule
 from iostack.loader.order.skip_list import SkipSpec
 from iostack.loader.reading import Reading

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from iostack.loader.ahead.memory import Memory
 from iostack.loader.metering.meter import Meter
-from iostack.loader.order.planning import LoaderPlan
+from iostack.loader.order.planned import LoaderPlan
 from iostack.loader.transforming.bad_samples import BadSamples
 from iostack.loader.transforming.watch import Watch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from iostack.errors import StateError
-from iostack.loader.order.planning import LoaderPlan
+from iostack.loader.order.planned import LoaderPlan
 from iostack.loader.order.schedule import Schedule
 from iostack.loader.state import Cursors
 from iostack.plan.topology import next_in_lane, own_lanes

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 
 
 @dataclass(frozen=True)

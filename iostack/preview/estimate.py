@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iostack.loader.order.planning import LoaderPlan, PlannedSource
+from iostack.loader.order.planned import LoaderPlan, PlannedSource
 from iostack.plan.indexed import IndexedPlan
 from iostack.plan.topology import Topology, own_lanes
 from iostack.preview.quality import plan_of

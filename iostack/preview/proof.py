@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from iostack.errors import PlanError
-from iostack.loader.order.planning import LoaderPlan
+from iostack.loader.order.planned import LoaderPlan
 from iostack.plan.topology import Topology
 from iostack.preview.samples import PlannedSample, Preview, all_ranks
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from iostack.loader.order.planning import LoaderPlan, PlannedSource
+from iostack.loader.order.planned import LoaderPlan, PlannedSource
 from iostack.loader.order.schedule import Draws
 from iostack.loader.order.scheduling import make_schedule
 from iostack.loader.order.token_counts import token_counts

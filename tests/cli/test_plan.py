@@ -16,7 +16,7 @@ import pytest
 import iostack
 from iostack.cli import main
 from iostack.corpus.index import build_manifest
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 from iostack.loader.order.skip_list import read_skip_list
 from iostack.testing import take_steps
 

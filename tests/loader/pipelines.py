@@ -15,7 +15,7 @@ from worker_transforms import Draw, decode_number, is_long, is_third, shout
 
 import iostack
 from iostack.corpus.index import build_manifest
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 
 NUM_TEXTS, NUM_ROWS, SEQ_LEN = 150, 90, 16
 TOKENS_PER_SHARD = (300, 0, 45, 16, 410, 17, 120)

@@ -19,7 +19,7 @@ from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
 from iostack.errors import OriginError, PlanError, SettingsError, StateError, SubstitutionError, UsageError
 from iostack.loader.ahead.residency import Residency
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 from iostack.testing import check_resume_at_every_step, take_steps
 
 from .pipelines import NUM_ROWS, NUM_TEXTS, ROWS, TAR, TEXT, TOKENS, Corpora, make

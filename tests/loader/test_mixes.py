@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import iostack
 from iostack.errors import PlanError, StateError
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 from iostack.testing import check_resume_at_every_step, take_steps
 
 from .pipelines import NUM_ROWS, PHASES, ROWS, SEQ_LEN, TEXT, TOKENS, TOKENS_PER_SHARD, Corpora, make

@@ -15,7 +15,7 @@ import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
 from iostack.errors import PlanError, SettingsError, StateError, UsageError
-from iostack.loader.order.planning import Source
+from iostack.loader.order.planned import Source
 
 from .pipelines import Corpora, decode_number, make, shout
 from .test_text import Wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from iostack.errors import PlanError
-from iostack.loader.order.planning import LoaderPlan, Source
+from iostack.loader.order.planned import LoaderPlan, Source
 from iostack.loader.order.schedule import Schedule
 from iostack.plan.curriculum import Curriculum, Phase
 from iostack.plan.mixing import Mix

@@ -10,7 +10,7 @@ import numpy as np
 from iostack.loader.ahead.lookahead import LookAhead
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.ahead.streams import UnitSource
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.order.schedule import Draws, Int64s
 from iostack.loader.reading import Reading
 from iostack.loader.samples.row_units import RowUnit, RowUnits

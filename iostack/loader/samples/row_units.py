@@ -8,7 +8,7 @@ import numpy as np
 
 from iostack.errors import IostackError, PlanError, ShardError
 from iostack.loader.ahead.residency import Residency
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.order.schedule import Int64s
 from iostack.loader.tasks.task import UnitRow
 from iostack.loader.transforming.bad_samples import BadSamples, nothing_is_good

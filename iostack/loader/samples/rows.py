@@ -7,7 +7,7 @@ from typing import Any
 
 from iostack.corpus.contracts import Sample
 from iostack.loader.ahead.residency import Residency
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.order.schedule import Int64s
 from iostack.loader.samples.row_units import RowUnits, substitutes_by_unit
 from iostack.loader.tasks.task import RowsTask, UnitRow

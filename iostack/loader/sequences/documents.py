@@ -11,7 +11,7 @@ import numpy as np
 
 from iostack.corpus.contracts import DocumentShardReader, ShardReader
 from iostack.errors import FormatError, ShardError
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.order.schedule import Draws, Int64s
 from iostack.loader.reading import Reading
 from iostack.loader.sequences.batches import Fill

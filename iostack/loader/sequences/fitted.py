@@ -8,7 +8,7 @@ from iostack.errors import IostackError, PlanError, ShardError
 from iostack.loader.ahead.lookahead import LookAhead
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.ahead.streams import UnitSource
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.reading import Reading
 from iostack.loader.sequences.documents import read_documents
 from iostack.loader.sequences.packed import PackedSource, Packer, UnitSequences

@@ -18,7 +18,7 @@ from iostack.errors import IostackError, PlanError, PluginError, SampleError, Se
 from iostack.loader.ahead.lookahead import LookAhead
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.ahead.streams import UnitSource
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.order.schedule import Int64s
 from iostack.loader.reading import Reading
 from iostack.loader.sequences.aside import Aside

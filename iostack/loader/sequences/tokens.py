@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from iostack.corpus.contracts import TokenShardReader
 from iostack.errors import ShardError
 from iostack.loader.ahead.residency import Residency
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.order.schedule import Draws, Int64s
 from iostack.loader.order.token_counts import token_counts
 from iostack.loader.reading import Reading

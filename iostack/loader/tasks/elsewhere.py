@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iostack.loader.metering.meter import Meter
-from iostack.loader.order.planning import LoaderPlan
+from iostack.loader.order.planned import LoaderPlan
 from iostack.loader.tasks.task import BatchTask, Task
 from iostack.loader.tasks.travel import Done, Setup, pack_setup
 from iostack.loader.threads import patience_s

@@ -16,7 +16,7 @@ from typing import Any
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PluginError, SettingsError
 from iostack.loader.order.named import find_tokenizer, find_transforms
-from iostack.loader.order.planning import LoaderPlan
+from iostack.loader.order.planned import LoaderPlan
 from iostack.loader.workers.notes import Place
 from iostack.stages import Tally
 

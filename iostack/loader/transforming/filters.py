@@ -6,7 +6,7 @@ import numpy as np
 
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError
-from iostack.loader.order.planning import PlannedSource
+from iostack.loader.order.planned import PlannedSource
 from iostack.loader.transforming.transforms import refuse_failing_storage
 
 
