@@ -8,6 +8,9 @@ import tomllib
 from pathlib import Path
 
 import corpora
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "pyarrow", "pandas", "fsspec", "webdataset", "tokenizers", "pydantic", "rich", "matplotlib")
@@ -69,3 +72,25 @@ def test_the_first_batch_of_tokens_needs_neither_pyarrow_nor_processes(tmp_path:
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("tokens", 'seq_len=8, packing="split"'), ("jsonl", "seq_len=8"), ("parquet", "")],
+)
+def test_the_first_batch_needs_no_pandas(tmp_path: Path, kind: str, settings: str) -> None:
+    match kind:
+        case "tokens":
+            corpora.write_tokens(tmp_path / "a", [[range(100), range(50)]])
+        case "jsonl":
+            corpora.write_jsonl(tmp_path / "a.jsonl", corpora.texts(9))
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(corpora.texts(9)), tmp_path / "a.parquet")
+    program = (
+        "import sys, iostack\n"
+        f"loader = iostack.Loader(iostack.open_corpus(sys.argv[1]), batch_size=2, {settings})\n"
+        "next(iter(loader))\n"
+        "print('pandas' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
