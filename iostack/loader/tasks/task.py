@@ -48,14 +48,20 @@ class RowsTask:
 
 @dataclass(frozen=True)
 class BatchTask:
-    """One batch of whole samples, whose first position is ``position``: the rows of each source, and the places they take."""
+    """Successive batches of whole samples: the rows of each source, and the places they take in all of them.
+
+    ``position`` is the first of the first batch; all have as many rows.
+    """
 
     position: int
     valid: NDArray[np.bool_]
     parts: Sequence[tuple[Int64s, RowsTask]]
+    num_batches: int = 1
 
     def __str__(self) -> str:
-        return f"the batch at position {self.position}"
+        if self.num_batches == 1:
+            return f"the batch at position {self.position}"
+        return f"the {self.num_batches} batches from position {self.position} on"
 
 
 @dataclass(frozen=True)
@@ -74,22 +80,30 @@ ReadRows = Callable[[RowsTask], tuple[list[Sample], Int64s]]
 """Returns the samples of a task, and their identities."""
 
 
-def assemble(task: BatchTask, read: ReadRows) -> Columns:
-    """Return the columns of one batch, with ``valid`` and ``sample_ids``.
+def assemble(task: BatchTask, read: ReadRows) -> list[Columns]:
+    """Return the columns of each batch, with ``valid`` and ``sample_ids``.
 
     Raises:
         UsageError: the samples have a column of these names.
     """
     samples, identities = _read_all(task, read)
     identities[~task.valid] = 0
-    columns = collate(samples)
-    count("assemble", samples=len(samples), num_bytes=batch_bytes(columns))
+    num_rows = len(samples) // task.num_batches
+    batches = []
+    for first in range(0, len(samples), num_rows):
+        rows = slice(first, first + num_rows)
+        batches.append(_batch(collate(samples[rows]), task.valid[rows], identities[rows]))
+    return batches
+
+
+def _batch(columns: Columns, valid: NDArray[np.bool_], identities: Int64s) -> Columns:
+    count("assemble", samples=len(valid), num_bytes=batch_bytes(columns))
     if taken := sorted({"valid", "sample_ids"} & columns.keys()):
         raise UsageError(
             f"the samples have a column {taken[0]!r}, which the loader gives itself",
             hint="rename it with the transform 'rename'",
         )
-    return columns | {"valid": task.valid, "sample_ids": identities}
+    return columns | {"valid": valid, "sample_ids": identities}
 
 
 def _read_all(task: BatchTask, read: ReadRows) -> tuple[list[Sample], Int64s]:
