@@ -15,6 +15,7 @@ both on one line each and exits with ``exit_code``: 2 where the request was wron
     │   ├── CorpusNotFoundError
     │   ├── FormatError         no format, or several, claim what is there
     │   ├── ShardError          one shard is damaged: truncated, shrunken, hostile
+    │   │   └── DamagedShardsError  several are: holds the error of each
     │   └── SampleError         one sample is bad: the loader substitutes it
     ├── OriginError             storage did not answer as it should
     ├── CacheError              the cache folder cannot take an object: full, not writable
@@ -97,6 +98,21 @@ class FormatError(CorpusError):
 
 class ShardError(CorpusError):
     """One shard is damaged: truncated, shrunken since it was indexed, or hostile."""
+
+
+class DamagedShardsError(ShardError):
+    """Several shards of one corpus are damaged; ``shards`` holds the error of each."""
+
+    def __init__(self, message: str, *, hint: str = "", shards: tuple[ShardError, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.shards = shards
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_damaged, (self.message, self.hint, self.shards)
+
+
+def _rebuild_damaged(message: str, hint: str, shards: tuple[ShardError, ...]) -> DamagedShardsError:
+    return DamagedShardsError(message, hint=hint, shards=shards)
 
 
 class SampleError(CorpusError):

@@ -17,6 +17,7 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles, ShardReader
 from iostack.corpus.litdata_chunks import arrow_rows, damaged, is_framed, offsets_of, unpack_frames, unpack_item
 from iostack.corpus.mapping import Mapped, map_shard
+from iostack.corpus.origins import object_uri
 from iostack.corpus.row_index import load_or_build
 from iostack.corpus.shared_index import Fields, SharedIndexes
 from iostack.errors import FormatError, SampleError, ShardError
@@ -44,6 +45,15 @@ class Chunk:
     items: int
     bytes: int
     tokens: int | None
+
+    def check_size(self, found: int, name: str) -> None:
+        """Compare the size with that of the file.
+
+        Raises:
+            ShardError: it is another one.
+        """
+        if found != self.bytes:
+            raise damaged(name, f"{found:,} bytes, {_INDEX} says {self.bytes:,}: truncated or damaged")
 
 
 @dataclass(frozen=True)
@@ -89,16 +99,17 @@ class LitData:
         return found
 
     def count(self, shard: Shard, origin: Origin) -> Counts:
-        name = f"{origin.uri} {shard.object.path}"
+        name = object_uri(origin.uri, shard.object.path)
         chunk = self._chunk(self._indexes.remote(shard.companions[0], origin), shard, name)
+        if not shard.compression:  # of what is compressed the index says the size before alone
+            chunk.check_size(shard.object.bytes, name)
         return Counts(chunk.items, chunk.tokens)
 
     def open(self, files: ShardFiles) -> ShardReader:
         index = self._indexes.local(files)
         chunk = self._chunk(index, files.shard, files.name)
         mapped = map_shard(files.path, name=files.name)
-        if len(mapped) != chunk.bytes:
-            raise damaged(files.name, f"{len(mapped):,} bytes, {_INDEX} says {chunk.bytes:,}")
+        chunk.check_size(len(mapped), files.name)
         items = _items(files, mapped, chunk, index)
         if chunk.tokens is not None:
             return TokensReader(files.name, items, chunk, index)
@@ -111,7 +122,8 @@ class LitData:
         if self._listed is not None and info not in self._complete:
             if missing := [each for each in index.chunks if str(folder / each) not in self._listed]:
                 raise ShardError(
-                    f"{name}: {info.path} names {missing[0][:200]}, which is not there ({len(missing):,} missing)",
+                    f"{name.removesuffix(shard.object.path)}{info.path} names {missing[0][:200]}, which is not there"
+                    f" ({len(missing):,} missing)",
                     hint="copy the missing chunks",
                 )
             self._complete.add(info)

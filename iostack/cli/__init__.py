@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import click
 
 from iostack import __version__
-from iostack.errors import IostackError, UsageError, redact
+from iostack.errors import DamagedShardsError, IostackError, UsageError, redact
 from iostack.registry import registry
 
 _OURS = ("bench", "index", "inspect", "plan", "plugins", "prepare")
+_SHOWN_SHARDS = 50
 _EXAMPLES = """\b
 Examples:
   iostack quickstart
@@ -92,6 +93,8 @@ def _tell(error: Exception) -> int:
         message, hint, code = error.format_message(), f"see: {command} --help", error.exit_code
     else:
         message, hint, code = f"{type(error).__name__}: {error}", "this is a bug: --debug shows where", 1
+    for each in error.shards[:_SHOWN_SHARDS] if isinstance(error, DamagedShardsError) else ():
+        click.echo(f"damaged: {_one_line(f'{each.message} ({each.hint})')}", err=True)
     click.echo(f"{_label('error', 'red')} {_one_line(message)}", err=True)
     if hint:
         click.echo(f"{_label('hint', 'cyan')} {_one_line(hint)}", err=True)

@@ -42,7 +42,8 @@ def inspect(
 ) -> None:
     """Show what is behind URI: format, shards, samples, bytes, columns, and the first sample.
 
-    A corpus that has no manifest is counted here if it has at most 256 MiB, which also finds damaged shards.
+    A corpus of at most 256 MiB that has no manifest, or lies on this machine, is opened shard by shard: that counts it, and names
+    the shards that are damaged. A larger one is only compared with what its index says of sizes, where its format has one.
     """
     from iostack.corpus.corpus import open_corpus
 
@@ -62,8 +63,8 @@ def _facts(corpus: Corpus) -> dict[str, Any]:
     manifest = corpus.manifest
     total_bytes = int(manifest.bytes.sum())
     samples = manifest.total_samples
-    if samples is None and total_bytes <= _COUNT_UP_TO_BYTES:
-        samples = sum(corpus.open_shard(shard).counts.samples for shard in range(corpus.num_shards))
+    if total_bytes <= _COUNT_UP_TO_BYTES and (not corpus.indexed or _is_local(corpus)):
+        samples = _open_all(corpus)
     return {
         "uri": corpus.uri,
         "format": corpus.format.name,
@@ -75,6 +76,27 @@ def _facts(corpus: Corpus) -> dict[str, Any]:
         "fingerprint": corpus.fingerprint,
         "ignored": [info.path for info in corpus.ignored],
     }
+
+
+def _is_local(corpus: Corpus) -> bool:
+    return corpus.num_shards > 0 and corpus.origin.local_path(corpus.manifest.path(0)) is not None
+
+
+def _open_all(corpus: Corpus) -> int:
+    """Open every shard, and return their samples.
+
+    Raises:
+        ShardError: some are damaged.
+    """
+    from iostack.corpus.damage import or_damage, refuse_damaged
+    from iostack.errors import ShardError
+
+    def count(shard: int) -> int:
+        return corpus.open_shard(shard).counts.samples
+
+    counts = list(map(or_damage(count), range(corpus.num_shards)))
+    refuse_damaged(counts, uri=corpus.uri)
+    return sum(each for each in counts if not isinstance(each, ShardError))
 
 
 def _first_sample(corpus: Corpus) -> Sample:

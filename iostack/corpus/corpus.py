@@ -30,8 +30,9 @@ from iostack.corpus.contracts import (
     TableFormat,
     TableReader,
 )
+from iostack.corpus.damage import or_damage, refuse_damaged
 from iostack.corpus.deadline import in_threads
-from iostack.corpus.detect import detect, format_named
+from iostack.corpus.detect import Detected, detect, format_named
 from iostack.corpus.manifest import Manifest, load_manifest, manifest_of
 from iostack.corpus.mapping import allow_many_files
 from iostack.corpus.place import Place
@@ -61,6 +62,7 @@ def open_corpus(
     Raises:
         CorpusNotFoundError: nothing is there.
         FormatError: no format, or several, claim what is there.
+        ShardError: shards are not what their index says, as far as a few small reads can tell.
         OriginError: the storage did not answer.
         UsageError: ``columns`` of a format that has none.
     """
@@ -75,7 +77,7 @@ def open_corpus(
             )
         return Corpus(place, format_named(kept.format), kept, indexed=True, columns=chosen)
     found = detect(place.origin.list(), format=format, uri=place.uri)
-    manifest = manifest_of(found.format.name, found.shards, _cheap_counts(found.format, found.shards, place.origin))
+    manifest = manifest_of(found.format.name, found.shards, _cheap_counts(found, place))
     return Corpus(place, found.format, manifest, ignored=found.ignored, columns=chosen)
 
 
@@ -330,12 +332,17 @@ class CorpusAddress:
         return corpus
 
 
-def _cheap_counts(format: Format, shards: Sequence[Shard], origin: Origin) -> list[Counts | None]:
+def _cheap_counts(found: Detected, place: Place) -> list[Counts | None]:
     """Count the shards if the format can without opening them; the first one tells whether it can."""
-    first = format.count(shards[0], origin)
-    if first is None:
-        return [None] * len(shards)
-    counts: list[Counts | None] = [first] * len(shards)
-    for number, count in in_threads(lambda shard: format.count(shard, origin), shards[1:], threads=_COUNT_THREADS):
-        counts[number + 1] = count
-    return counts
+
+    def count_one(shard: Shard) -> Counts | None:
+        return found.format.count(shard, place.origin)
+
+    count = or_damage(count_one)
+    counts: list[Counts | ShardError | None] = [count(found.shards[0])] + [None] * (len(found.shards) - 1)
+    if counts[0] is None:
+        return [None] * len(found.shards)
+    for number, counted in in_threads(count, found.shards[1:], threads=_COUNT_THREADS):
+        counts[number + 1] = counted
+    refuse_damaged(counts, uri=place.uri)
+    return [each for each in counts if not isinstance(each, ShardError)]

@@ -9,11 +9,12 @@ from typing import Any
 
 from iostack.cache.folder import cache_folder
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard, TableFormat
+from iostack.corpus.damage import or_damage, refuse_damaged
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import detect
 from iostack.corpus.manifest import SIDECAR, Manifest, manifest_of
 from iostack.corpus.place import Place
-from iostack.errors import CacheError, CorpusError
+from iostack.errors import CacheError, CorpusError, ShardError
 
 _THREADS = 8
 
@@ -45,7 +46,7 @@ def build_manifest(
     It goes beside the corpus, or into the cache folder where the corpus cannot be written to; it is replaced as a whole.
 
     Raises:
-        CorpusError: as ``open_corpus``, and for the first shard that cannot be read.
+        CorpusError: as ``open_corpus``, and where shards cannot be read: all are looked at first.
     """
     place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
     found = detect(place.origin.list(), format=format, uri=place.uri)
@@ -53,6 +54,7 @@ def build_manifest(
     known = _known_counts(before)
     counts: list[Counts | None] = [known.get(shard) for shard in found.shards]
     changed = [number for number, count in enumerate(counts) if count is None]
+    damaged: dict[int, ShardError] = {}
     num_done = 0
 
     def show() -> None:
@@ -62,10 +64,14 @@ def build_manifest(
     def count(number: int) -> Counts:
         return _count(place, found.format, found.shards[number])
 
-    for at, count_of_one in in_threads(count, changed, threads=threads, tick=show):
-        counts[changed[at]] = count_of_one
+    for at, counted in in_threads(or_damage(count), changed, threads=threads, tick=show):
+        if isinstance(counted, ShardError):
+            damaged[changed[at]] = counted
+        else:
+            counts[changed[at]] = counted
         num_done += 1
         show()
+    refuse_damaged([damaged.get(number) for number in range(len(counts))], uri=place.uri)
     manifest = manifest_of(found.format.name, found.shards, counts)
     if before is not None and not changed and before.fingerprint == manifest.fingerprint:
         return Indexed(before, _manifest_file(place), 0, found.ignored)

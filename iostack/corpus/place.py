@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from iostack.cache.folder import object_id
 from iostack.cache.residency import Item, Residency, Unpacking
 from iostack.cache.whole_objects import WholeObjects
-from iostack.corpus.contracts import Columns, Format, ObjectInfo, Origin, Shard, ShardFiles, TableFormat
+from iostack.corpus.contracts import COMPRESSIONS, Columns, Format, ObjectInfo, Origin, Shard, ShardFiles, TableFormat
 from iostack.corpus.manifest import SIDECAR, Manifest, load_manifest
 from iostack.corpus.origins import object_uri, open_origin, uri_below
 from iostack.errors import ShardError, UsageError, redact
@@ -110,9 +110,10 @@ def _columns(named: object) -> frozenset[str]:
 
 
 def _wanted(shard: Shard, format: Format, columns: Columns) -> list[tuple[ObjectInfo, str, Unpacking | None]]:
-    """Return the objects of a shard with what is to be made of each."""
+    """Return the objects of a shard with what is to be made of each; a companion's name tells its compression."""
     unpacking = format.unpacking(columns) if isinstance(format, TableFormat) else None
-    return [(shard.object, shard.compression, unpacking), *((each, "", None) for each in shard.companions)]
+    companions = [(each, COMPRESSIONS.get(PurePosixPath(each.path).suffix, ""), None) for each in shard.companions]
+    return [(shard.object, shard.compression, unpacking), *companions]
 
 
 def _endpoints(options: Any) -> list[str]:

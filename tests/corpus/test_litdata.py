@@ -185,7 +185,7 @@ def test_token_chunks_are_one_stream_of_the_tokens_that_were_written(
 def test_counts_come_from_the_index_alone(tmp_path: Path) -> None:
     folder = peers.write_litdata(tmp_path / "lit", list(range(500)))
     for path in folder.glob("*.bin"):
-        path.write_bytes(b"")
+        path.write_bytes(bytes(path.stat().st_size))
     assert len(iostack.open_corpus(folder)) == 500
 
 
@@ -204,9 +204,7 @@ def test_a_chunk_that_is_gone_not_named_or_without_its_index_is_told(tmp_path: P
         iostack.open_corpus(folder)
     (folder / "chunk-9-0.bin").unlink()
     (folder / "chunk-0-1.bin").unlink()
-    with pytest.raises(
-        ShardError, match=r"^/\S+/lit[ /]chunk-0-\d.bin: index.json names chunk-0-1\.bin, which is not there"
-    ):
+    with pytest.raises(ShardError, match=r"^/\S+/lit/index.json names chunk-0-1\.bin, which is not there"):
         build_manifest(folder)
     (folder / "index.json").unlink()
     with pytest.raises(FormatError, match=r"chunk-0-0\.bin has no index\.json beside it"):

@@ -158,7 +158,7 @@ def test_a_plain_shard_is_taken_before_its_compressed_form(tmp_path: Path) -> No
 def test_counts_come_from_the_index_alone(tmp_path: Path) -> None:
     folder = write(tmp_path / "mds", NUMBERS, numbers(300))
     for path in folder.glob("*.mds"):
-        path.write_bytes(b"")
+        path.write_bytes(bytes(path.stat().st_size))
     assert len(iostack.open_corpus(folder)) == 300
 
 
@@ -201,24 +201,20 @@ def test_a_shard_that_is_gone_or_not_named_is_told(tmp_path: Path) -> None:
     (folder / "shard.00001.mds").unlink()
     with pytest.raises(
         ShardError,
-        match=rf"^{re.escape(str(folder))}[ /]shard.\d+.mds: index.json names shard.00001.mds, which is not there",
+        match=rf"^{re.escape(str(folder))}/index.json names shard.00001.mds, which is not there",
     ):
         iostack.open_corpus(folder)
     with pytest.raises(
         ShardError,
-        match=rf"^{re.escape(str(folder))}[ /]shard.\d+.mds: index.json names shard.00001.mds, which is not there",
+        match=rf"^{re.escape(str(folder))}/index.json names shard.00001.mds, which is not there",
     ):
         build_manifest(folder)
 
 
-def test_shards_without_an_index_and_mosaicml_json_are_refused_in_a_line(tmp_path: Path) -> None:
+def test_shards_without_an_index_are_refused_in_a_line(tmp_path: Path) -> None:
     folder = write(tmp_path / "mds", NUMBERS, numbers(5))
     with pytest.raises(FormatError, match=r"has no index.json beside it"):
         iostack.open_corpus(folder / "shard.00000.mds")
-    with streaming.JSONWriter(out=str(tmp_path / "json"), columns={"i": "int"}) as writer:
-        writer.write({"i": 1})
-    with pytest.raises(FormatError, match="shards of JSON or separated values are not read"):
-        iostack.open_corpus(tmp_path / "json")
 
 
 HOSTILE = [

@@ -69,6 +69,13 @@ def _mds(folder: Path) -> None:
             )
 
 
+def _mds_text(folder: Path) -> None:
+    columns = {"text": "str", "n": "int"}
+    with peers.streaming().CSVWriter(out=str(folder), columns=columns, size_limit=150, hashes=["sha1"]) as writer:
+        for n in range(30):
+            writer.write({"text": "x" * (n % 9), "n": n})
+
+
 def _litdata(folder: Path) -> None:
     items = [{"text": "x" * (n % 9), "n": n, "list": [n, {"array": np.arange(n % 5)}]} for n in range(30)]
     peers.write_litdata(folder, items, chunk_bytes=1500)
@@ -81,6 +88,7 @@ FORMATS: dict[str, Write] = {
     "parquet": _parquet,
     "arrow": _arrow,
     "mds": _mds,
+    "mds-text": _mds_text,
     "litdata": _litdata,
 }
 
