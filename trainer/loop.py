@@ -14,7 +14,7 @@ from trainer.callbacks import build_callbacks
 from trainer.checkpoint import Checkpointer
 from trainer.checkpoint.exchange import Exchange
 from trainer.metrics import JsonLines, metrics_line
-from trainer.observing import serve_metrics, trace_path
+from trainer.observing import trace_path
 from trainer.optimizer import learning_rate
 from trainer.progress import RunProgress
 from trainer.recorder import Recorder
@@ -89,8 +89,7 @@ def run_training(
     stop_signal = 0
     if step < settings.train.steps:
         stop = StopRequest(is_quiet=world.rank != 0, is_one_of_several=world.size > 1)
-        serving = serve_metrics(settings.metrics, world)
-        with serving, _callbacks_around(run), _metrics_file(run) as lines, progress, stop:
+        with _callbacks_around(run), _metrics_file(run) as lines, progress, stop:
             checkpoints.begin({})
             if folder:
                 folder.write_settings(plain_settings(settings))

@@ -36,6 +36,7 @@ def run_process(settings: Settings, *, world: World, run_dir: Path, debug: bool 
 
 def _run(settings: Settings, world: World, run_dir: Path, watch: list[Heartbeat]) -> int:
     from trainer.loop import run_training
+    from trainer.observing import serve_metrics
     from trainer.setup import choose_device
     from trainer.supervise.group import process_group
 
@@ -46,7 +47,9 @@ def _run(settings: Settings, world: World, run_dir: Path, watch: list[Heartbeat]
     ) as heartbeat:
         lock_fd = world.launch.lock_fd if world.launch else None
         checkpoint_uri = settings.checkpoint.uri or str(run_dir.absolute() / "checkpoints")
-        with RunFolder(run_dir, lock_fd=lock_fd) if world.rank == 0 else nullcontext() as folder:
+        locked = RunFolder(run_dir, lock_fd=lock_fd) if world.rank == 0 else nullcontext()
+        # Before the corpus is opened and the model built: a port that is taken is told at once.
+        with locked as folder, serve_metrics(settings.metrics, world):
             return run_training(
                 settings,
                 world=world,

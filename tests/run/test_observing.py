@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
+import runs
 
 from trainer.observing import Waits, trace_path
 from trainer.settings import MetricsSettings
@@ -23,3 +25,14 @@ def test_the_slowest_stage_is_that_of_the_time_since_the_last_look() -> None:
 )
 def test_every_rank_has_a_timeline_of_its_own(trace: str, rank: int, expected: Path | None) -> None:
     assert trace_path(MetricsSettings(trace=trace), rank) == expected
+
+
+def test_a_metrics_port_that_is_taken_is_told_before_anything_is_opened_or_built(run: runs.Run, tmp_path: Path) -> None:
+    run.corpus = tmp_path / "nowhere"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run.train("-s", f"metrics.port={port}")
+    assert ended.code == 2
+    [error] = ended.errors
+    assert error.startswith(f"error: metrics cannot be served at 127.0.0.1:{port}: ")
+    assert not (run.folder / "checkpoints").exists()
