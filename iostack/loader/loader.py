@@ -38,6 +38,7 @@ from iostack.loader.order.skip_list import SkipSpec
 from iostack.loader.reading import Reading
 from iostack.loader.resuming import refuse_missing_cursors
 from iostack.loader.state import Cursors, State, make_state, read_state
+from iostack.loader.threads import Threads
 from iostack.loader.transforming.bad_samples import BadSamples
 from iostack.loader.transforming.slow_samples import SlowSample, SlowSamples
 from iostack.loader.transforming.watch import KeepSlow
@@ -188,6 +189,7 @@ class Loader(IterableDataset[Batch]):
                 meter=self.meter,
                 transform_timeout_s=transform_timeout_s,
             )
+        num_threads = elsewhere.num_threads if elsewhere else threads
         reading = Reading(
             plan=self.plan,
             meter=self.meter,
@@ -198,7 +200,8 @@ class Loader(IterableDataset[Batch]):
             lookahead_bytes=parse_bytes(lookahead_bytes) // len(sources),
             memory=self._memory,
             pinned=self._device.type == "cuda",
-            threads=elsewhere.num_threads if elsewhere else threads,
+            threads=num_threads,
+            unit_threads=Threads(num_threads, "unit"),
             elsewhere=elsewhere,
             slack_s=elsewhere.slack_s if elsewhere else 0.0,
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from iostack.loader.ahead.memory import Memory
 from iostack.loader.metering.meter import Meter
 from iostack.loader.order.planned import LoaderPlan
+from iostack.loader.threads import Threads
 from iostack.loader.transforming.bad_samples import BadSamples
 from iostack.loader.transforming.watch import Watch
 
@@ -23,7 +24,7 @@ class Reading:
     ``meter`` takes what they do, ``watch`` which samples they do it with; ``own_lanes`` are those that this rank reads,
     ``epochs`` bounds a finite pass, ``lookahead_bytes`` is what each source may hold before it is needed, ``memory`` what the
     loader may hold in all, ``pinned`` says whether blocks lie in pinned memory, ``threads`` are those that decode, or that
-    wait for the worker processes of ``elsewhere``; ``slack_s`` is how much longer work may take there, since a worker that
+    wait for the worker processes of ``elsewhere``, and ``unit_threads`` those that load units, of all sources together; ``slack_s`` is how much longer work may take there, since a worker that
     hangs is replaced.
     """
 
@@ -37,6 +38,7 @@ class Reading:
     memory: Memory
     pinned: bool
     threads: int
+    unit_threads: Threads
     elsewhere: Elsewhere | None = None
     slack_s: float = 0.0
 

@@ -17,11 +17,13 @@ from iostack.loader.order.scheduling import make_schedule
 from iostack.loader.order.token_counts import token_counts
 from iostack.loader.sources import StreamedSource
 from iostack.loader.state import Cursors
+from iostack.loader.threads import Threads
 from iostack.plan.identity import row_identities
 from iostack.plan.sequences import sequence_starts
 from iostack.plan.topology import Topology, own_lanes
 
 _LOOKAHEAD_BYTES = 64 << 20
+_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,11 @@ class Preview:
         self._indexed = {
             source.number: source.indexed_plan(plan.lanes) for source in plan.sources if not source.uses_units
         }
+        self._threads = Threads(_THREADS, "unit")
         self._streamed: dict[int, StreamedSource[Any]] = {}
         by_units = [source for source in plan.sources if source.uses_units]
         if by_units:
-            self._streamed = _open_streams(plan, by_units, topology, epochs)
+            self._streamed = _open_streams(plan, by_units, topology, epochs, self._threads)
         for source in self._streamed.values():
             source.restore(cursors or {}, 0)
 
@@ -118,6 +121,7 @@ class Preview:
 
     def close(self) -> None:
         """Let go of the shards and threads of units."""
+        self._threads.close()
         for source in self._streamed.values():
             source.close()
 
@@ -169,7 +173,7 @@ def all_ranks(previews: Sequence[Preview], number: int) -> list[PlannedSample]:
 
 
 def _open_streams(
-    plan: LoaderPlan, sources: Sequence[PlannedSource], topology: Topology, epochs: int | None
+    plan: LoaderPlan, sources: Sequence[PlannedSource], topology: Topology, epochs: int | None, threads: Threads
 ) -> dict[int, Any]:
     """Return the sources that walk through units, as a loader of this rank builds them; nothing is read yet."""
     from iostack.loader.ahead.memory import memory_of
@@ -190,6 +194,7 @@ def _open_streams(
         lookahead_bytes=_LOOKAHEAD_BYTES,
         memory=memory_of(None, None),
         pinned=False,
-        threads=2,
+        threads=_THREADS,
+        unit_threads=threads,
     )
     return {source.number: build_source(source, reading) for source in sources}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
+import threading
+import weakref
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -180,31 +185,69 @@ def test_units_that_are_set_aside_on_disk_give_the_same_batches(
     monkeypatch.setattr(aside, "_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(aside, "_LEAST_BYTES", 0)
     kept: list[Any] = []
-    keep = Aside.kept
-    monkeypatch.setattr(Aside, "kept", lambda self, tokens: kept.append(keep(self, tokens)) or kept[-1])
+    join = Aside.joined
+    monkeypatch.setattr(Aside, "joined", lambda self, parts: kept.append(join(self, parts)) or kept[-1])
     assert first_batches() == in_memory
     assert kept
-    assert not any(tokens.flags.owndata or tokens.flags.writeable for tokens in kept if len(tokens))
+    assert not any(array.flags.owndata or array.flags.writeable for array in kept if len(array))
 
 
 def test_what_is_set_aside_is_mapped_and_leaves_no_file(tmp_path: Path) -> None:
     tokens = np.arange(200_000, dtype=np.int32)
-    kept = Aside(tmp_path / "cache" / "aside", num_lanes=64).kept(tokens)
+    kept = Aside(tmp_path / "cache" / "aside", num_lanes=64).joined(np.array_split(tokens, 7))
     assert kept.dtype == tokens.dtype
     assert (kept == tokens).all()
-    assert not np.shares_memory(kept, tokens)
+    assert not kept.flags.owndata
     assert list((tmp_path / "cache" / "aside").iterdir()) == []
+
+
+def test_parts_that_lie_in_the_file_are_let_go_of(tmp_path: Path) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for number in range(8):
+            assert sum(ref() is not None for ref in made) < 3
+            part = np.full(100_000, number)
+            made.append(weakref.ref(part))
+            yield part
+            del part
+
+    kept = Aside(tmp_path, num_lanes=64).joined(parts())
+    assert kept.tolist() == np.repeat(np.arange(8), 100_000).tolist()
 
 
 def test_units_stay_in_memory_where_they_are_few_or_the_disk_takes_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = np.arange(200_000, dtype=np.int32)
-    assert Aside(tmp_path, num_lanes=8).kept(tokens) is tokens
+    assert Aside(tmp_path, num_lanes=8).joined([tokens]) is tokens
     (tmp_path / "file").touch()
     full = Aside(tmp_path / "file", num_lanes=64)
-    assert full.kept(tokens) is tokens
-    assert full.kept(tokens) is tokens
+    assert full.joined([tokens]) is tokens
+    assert full.joined([tokens]) is tokens
     assert [record.message for record in caplog.records] == [
         f"units stay in memory, since {tmp_path / 'file'} takes none: File exists"
     ]
+
+
+@pytest.mark.parametrize("room", [0, 100, 399_999, 400_000, 1_000_000])
+def test_a_disk_that_gets_full_costs_no_token(tmp_path: Path, room: int) -> None:
+    # A limit on the size of files fails a write in the same way: after a part of the bytes.
+    tokens = np.arange(300_000, dtype=np.int32)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        kept = Aside(tmp_path, num_lanes=64).joined(iter(np.array_split(tokens, 3)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert kept.dtype == tokens.dtype
+    assert kept.tolist() == tokens.tolist()
+
+
+def test_the_units_of_a_mix_are_loaded_by_as_many_threads_as_those_of_one_source(small: Corpora) -> None:
+    with make(small, "mix of three", threads=2) as loader:
+        next(iter(loader))
+        names = [thread.name for thread in threading.enumerate() if thread.name.startswith("iostack-unit")]
+        assert len(names) <= 2

@@ -54,7 +54,8 @@ class UnitSource(Generic[Given]):
 
     ``load`` turns a unit into its outputs and runs in pool threads; ``begin`` is told of the outputs when a lane comes to
     them. ``epochs`` bounds a finite pass. Units are loaded ahead in the order in which lanes will need them,
-    as far as ``lookahead`` has room, each for as long as its bytes and ``slack_s`` allow. ``why_nothing`` gives the error where
+    as far as ``lookahead`` has room, by ``threads``, which whoever made them closes, each for as long as its bytes and
+    ``slack_s`` allow. ``why_nothing`` gives the error where
     no unit gives any output, or ``most_in_vain`` units of a lane in a row give none.
     """
 
@@ -68,7 +69,7 @@ class UnitSource(Generic[Given]):
         own_lanes: Sequence[int],
         epochs: int | None,
         lookahead: LookAhead,
-        threads: int,
+        threads: Threads,
         slack_s: float = 0.0,
         begin: Callable[[Given], None],
         why_nothing: Callable[[str], IostackError],
@@ -81,7 +82,7 @@ class UnitSource(Generic[Given]):
         self._load = load
         self._corpus = corpus
         self._streams: dict[int, LaneStream[Given]] = {}
-        self._threads = Threads(threads, "unit")
+        self._threads = threads
         self._slack_s = slack_s
         self._lookahead = lookahead
         self._coming: deque[tuple[int, int]] = deque()
@@ -142,11 +143,10 @@ class UnitSource(Generic[Given]):
         return all(self.stream(lane).is_finished() for lane in self.own_lanes)
 
     def stop(self) -> None:
-        """Stop loading and drop what was loaded; waits for the units under way."""
+        """Load no more and drop what was loaded; ``threads`` come to the end of the units under way."""
         self._coming.clear()
         self._ahead.clear()
         self._streams.clear()
-        self._threads.close()
 
     def _load_ahead(self) -> None:
         num_used = sum(stream.holds_outputs for stream in self._streams.values())

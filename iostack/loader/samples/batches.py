@@ -74,6 +74,7 @@ class SampleBatches:
         self._slack_s = reading.slack_s
         self._ends_by_data = reading.ends_by_data
         self._threads = Threads(reading.threads, "decode")
+        self._unit_threads = reading.unit_threads
         self._least_ahead = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
         most_bytes = reading.lookahead_bytes * len(sources)
         self._most_together = 1
@@ -101,6 +102,7 @@ class SampleBatches:
             if self._elsewhere:
                 self._elsewhere.stop()
             self._threads.close()
+            self._unit_threads.close()
             for source in self._sources:
                 source.stop()
 

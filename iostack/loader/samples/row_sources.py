@@ -63,7 +63,7 @@ class UnitRows(StreamedSource[RowUnit]):
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
             lookahead=LookAhead(reading.lookahead_bytes, source.unit_bytes),
-            threads=reading.threads,
+            threads=reading.unit_threads,
             slack_s=reading.slack_s,
             begin=partial(rows.report_bad_rows, bad_samples=reading.bad_samples),
             why_nothing=rows.why_nothing,

@@ -55,6 +55,7 @@ class SequenceBatches:
         self._schedule = schedule
         self._elsewhere = reading.elsewhere
         self._sources = sources
+        self._unit_threads = reading.unit_threads
         self._meter = reading.meter
         self._slots = slots
         self._ends_by_data = reading.ends_by_data
@@ -76,6 +77,7 @@ class SequenceBatches:
         finally:
             if self._elsewhere:
                 self._elsewhere.stop()
+            self._unit_threads.close()
             for source in self._sources:
                 source.stop()
             self._slots.clear()

@@ -36,7 +36,7 @@ class FittedDocumentSource(PackedSource):
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
             lookahead=LookAhead(reading.lookahead_bytes, source.unit_bytes),
-            threads=reading.threads,
+            threads=reading.unit_threads,
             meter=reading.meter,
             begin=lambda unit: None,
             why_nothing=self._why_nothing,

@@ -5,7 +5,7 @@ a unit of rows ──permute──> documents ──tokenise, join──> one st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -35,8 +35,12 @@ from iostack.plan.units import Unit
 from iostack.stages import stage
 
 _DOCUMENT_ORDER = 5
+_TOKENISED_BYTES = 128 << 10
+"""About so much text is tokenised at a time: enough for a tokenizer with threads of its own."""
 _LOADED_BYTES_PER_TEXT_BYTE = 4
 """A unit of text while it is loaded: the text, the ids of its documents, and the ids joined."""
+Join = Callable[[Iterable[Tokens]], Tokens]
+"""Makes one array of parts."""
 
 
 class TextSource(PackedSource):
@@ -47,11 +51,13 @@ class TextSource(PackedSource):
         assert plan.seq_len is not None
         residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
         reader = TextReader(source, residency, reading.bad_samples, reading.watch, seq_len=plan.seq_len)
-        load = partial(_load_there, reading.elsewhere, source.number) if reading.elsewhere else reader.load
-        aside = Aside(source.corpus.cache_folder / "aside", len(reading.own_lanes))
+        num_texts = sum(each.kind == "text" for each in plan.sources)
+        aside = Aside(source.corpus.cache_folder / "aside", num_texts * len(reading.own_lanes))
         units = UnitSource(
             source.unit_plan(plan.lanes),
-            partial(_load_aside, load, aside),
+            partial(_load_there, reading.elsewhere, source.number, aside)
+            if reading.elsewhere
+            else partial(_load_here, reader, aside),
             corpus=source.corpus,
             meter=reading.meter,
             own_lanes=reading.own_lanes,
@@ -59,7 +65,7 @@ class TextSource(PackedSource):
             lookahead=LookAhead(
                 reading.lookahead_bytes, _LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes, counts_used=True
             ),
-            threads=reading.threads,
+            threads=reading.unit_threads,
             slack_s=reading.slack_s,
             begin=reader.begin,
             why_nothing=reader.why_nothing,
@@ -68,14 +74,21 @@ class TextSource(PackedSource):
         super().__init__(source.number, residency, units)
 
 
-def _load_there(elsewhere: Elsewhere, number: int, unit: Unit) -> UnitSequences:
+def _load_here(reader: TextReader, aside: Aside, unit: Unit) -> UnitSequences:
+    return _tables_aside(reader.load(unit, aside.joined), aside)
+
+
+def _load_there(elsewhere: Elsewhere, number: int, aside: Aside, unit: Unit) -> UnitSequences:
     loaded: UnitSequences = elsewhere.do(UnitTask(number, unit))
-    return loaded
+    return _tables_aside(replace(loaded, tokens=aside.joined([loaded.tokens])), aside)
 
 
-def _load_aside(load: Callable[[Unit], UnitSequences], aside: Aside, unit: Unit) -> UnitSequences:
-    loaded = load(unit)
-    return replace(loaded, tokens=aside.kept(loaded.tokens))
+def _tables_aside(loaded: UnitSequences, aside: Aside) -> UnitSequences:
+    tables = (loaded.starts, loaded.lengths, loaded.first, loaded.counts, loaded.identities)
+    starts, lengths, first, counts, identities = np.split(
+        aside.joined(tables), np.cumsum([len(table) for table in tables])[:-1]
+    )
+    return replace(loaded, starts=starts, lengths=lengths, first=first, counts=counts, identities=identities)
 
 
 class _NoSuchColumn(SampleError):
@@ -104,11 +117,16 @@ class TextReader:
         self._most_tokens_seen = 0
         self._first_bad: Exception | None = None
 
-    def load(self, unit: Unit) -> UnitSequences:
-        """Return the sequences of a unit; documents and sequences are permuted by (seed, epoch, unit)."""
+    def load(self, unit: Unit, join: Join = lambda parts: np.concatenate(list(parts))) -> UnitSequences:
+        """Return the sequences of a unit; documents and sequences are permuted by (seed, epoch, unit).
+
+        Some texts are tokenised at a time, and ``join`` makes one array of what they gave: so much less is in memory at once.
+        """
         texts, bad_rows = self._texts(unit)
         order = permutation(derive_key(self._seed, _DOCUMENT_ORDER, unit.epoch, unit.number), len(texts))
-        tokens, lengths = self._joined([texts[row] for row in order.tolist()], unit)
+        counted: list[Int64s] = []
+        tokens = join(self._tokenised([texts[row] for row in order.tolist()], unit, counted))
+        lengths = np.concatenate(counted)
         sequences = self._packer.pack(unit, tokens, np.cumsum(lengths) - lengths, lengths)
         return replace(sequences, bad_rows=bad_rows)
 
@@ -148,6 +166,18 @@ class TextReader:
             f" longest unit holds {self._most_tokens_seen} ({told})",
             hint="use a corpus that holds more, or a smaller seq_len",
         )
+
+    def _tokenised(self, texts: list[str], unit: Unit, counted: list[Int64s]) -> Iterator[Tokens]:
+        """Yield the ids of all texts, some at a time, at least once; what ``_joined`` counts goes to ``counted``."""
+        ends = np.cumsum([len(text) for text in texts])
+        start = 0
+        while start < len(texts) or not counted:
+            begun = int(ends[start - 1]) if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, begun + _TOKENISED_BYTES, side="right")))
+            tokens, lengths = self._joined(texts[start:stop], unit)
+            counted.append(lengths)
+            yield tokens
+            start = stop
 
     def _joined(self, texts: list[str], unit: Unit) -> tuple[Tokens, Int64s]:
         """Return the ids of all texts, each with the id that ends it, in the smallest type that holds them; and their numbers."""
