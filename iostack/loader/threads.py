@@ -24,6 +24,8 @@ log = logging.getLogger("iostack.loader")
 _PATIENCE_S = 600.0
 _SLOWEST_BYTES_PER_S = 1 << 20
 _CLOSING_S = 10.0
+_LOOK_EVERY_S = 0.25
+"""A signal that comes just before a wait begins does not interrupt it: Python sees Ctrl-C when the wait ends."""
 
 Result = TypeVar("Result")
 Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
@@ -107,12 +109,16 @@ def wait_for(future: Future[Result], *, deadline_s: float, awaited: Callable[[],
     Raises:
         CorpusError: it did not come in ``deadline_s``; ``awaited()`` says what did not.
     """
-    try:
-        return future.result(timeout=deadline_s)
-    except TimeoutError as error:
-        if future.done():  # the work itself timed out
-            raise
-        raise CorpusError(
-            f"{awaited()} did not come in {deadline_s:.0f} s",
-            hint="look at the storage, the disk, and the transforms: one of them hangs",
-        ) from error
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            return future.result(timeout=min(deadline_s, _LOOK_EVERY_S))
+        except TimeoutError as error:
+            if future.done():
+                if future.exception() is error:  # the work itself timed out
+                    raise
+            elif time.monotonic() >= deadline:
+                raise CorpusError(
+                    f"{awaited()} did not come in {deadline_s:.0f} s",
+                    hint="look at the storage, the disk, and the transforms: one of them hangs",
+                ) from error

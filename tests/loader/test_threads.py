@@ -209,8 +209,9 @@ def test_taking_batches_needs_no_more_memory_in_the_end_than_at_the_start(small:
 
 
 INTERRUPTED = """
-import sys, threading, iostack
+import signal, sys, threading, iostack
 import iostack.loader.threads
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in their background ignore it
 iostack.loader.threads._CLOSING_S = 0.1
 def stand_still(sample):
     print("waiting", flush=True)
