@@ -66,28 +66,27 @@ class TarReader:
 
     def __init__(self, mapped: Mapped, index: RowIndex) -> None:
         self._mapped: Mapped = mapped
-        self._key_ends = index.arrays["key_end"]
-        self._keys = index.arrays["keys"]
-        self._ends = index.arrays["member_end"]
-        self._extension = index.arrays["extension"]
-        self._offset = index.arrays["offset"]
-        self._size = index.arrays["size"]
+        # A number is taken out of a memoryview in 35 ns, out of an array in 80, and a few rows of an array in a microsecond.
+        self._key_ends = index.arrays["key_end"].data
+        self._keys = index.arrays["keys"].data
+        self._ends = index.arrays["member_end"].data
+        self._extension = index.arrays["extension"].data
+        self._offset = index.arrays["offset"].data
+        self._size = index.arrays["size"].data
         self._extensions: list[str] = json.loads(index.notes["extensions"])
         self.counts = Counts(len(self._ends) - 1)
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
-        import numpy as np
-
-        wanted = np.asarray(rows, np.int64)
-        starts, stops = self._ends[wanted].tolist(), self._ends[wanted + 1].tolist()
-        key_starts, key_stops = self._key_ends[wanted].tolist(), self._key_ends[wanted + 1].tolist()
         mapped, keys, names = self._mapped, self._keys, self._extensions
+        key_ends, ends = self._key_ends, self._ends
+        extensions, offsets, sizes = self._extension, self._offset, self._size
         samples: list[Sample | Exception] = []
-        for start, stop, key_start, key_stop in zip(starts, stops, key_starts, key_stops, strict=True):
-            sample: Sample = {"__key__": keys[key_start:key_stop].tobytes().decode("utf-8", "surrogateescape")}
-            offsets, sizes = self._offset[start:stop].tolist(), self._size[start:stop].tolist()
-            for extension, offset, size in zip(self._extension[start:stop].tolist(), offsets, sizes, strict=True):
-                sample[names[extension]] = mapped[offset : offset + size]
+        for row in rows:
+            key = str(keys[key_ends[row] : key_ends[row + 1]], "utf-8", "surrogateescape")
+            sample: Sample = {"__key__": key}
+            for member in range(ends[row], ends[row + 1]):
+                offset = offsets[member]
+                sample[names[extensions[member]]] = mapped[offset : offset + sizes[member]]
             samples.append(sample)
         return samples
 

@@ -81,9 +81,9 @@ def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:
 
 
 def _sample_source(source: PlannedSource, reading: Reading) -> SampleSource:
-    from iostack.loader.samples.row_sources import IndexedRows, UnitRows
+    from iostack.loader.samples.row_sources import IndexedRows, StreamedRows
 
-    return UnitRows(source, reading) if source.uses_units else IndexedRows(source, reading)
+    return StreamedRows(source, reading) if source.uses_units else IndexedRows(source, reading)
 
 
 def _mean_batch_bytes(plan: LoaderPlan, schedule: Schedule) -> int:

@@ -97,6 +97,8 @@ class StreamedSource(Generic[Given]):
         """
         times, lanes = np.divmod(positions, self.lanes)
         by_lane = np.argsort(lanes, kind="stable")
+        if not len(by_lane):
+            return
         for indices in np.split(by_lane, np.flatnonzero(np.diff(lanes[by_lane])) + 1):
             for stretch in self._units.stream(int(lanes[indices[0]])).take_all(times[indices]):
                 yield indices[: len(stretch.chosen)], stretch

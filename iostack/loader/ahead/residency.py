@@ -108,6 +108,14 @@ class Residency:
         samples = reader.counts.samples if reader is not None else 0
         return int(self.corpus.manifest.bytes[shard]) * num_rows // samples if samples else 0
 
+    def shard_bytes(self, shards: Int64s) -> int:
+        """Return the bytes of some shards, repeated or not."""
+        return int(self.corpus.manifest.bytes[np.unique(shards)].sum())
+
+    def are_open(self, shards: Int64s) -> bool:
+        """Return whether ``reader`` would return each of some shards, repeated or not, at once."""
+        return self._readers.keys() >= set(shards.tolist())
+
     def read_rows(
         self, shard: int, rows: list[int], read_by: Callable[[ReadRows], Sequence[Sample | Exception]] | None = None
     ) -> Sequence[Sample | Exception]:

@@ -1,15 +1,18 @@
-"""Batches of whole samples: planned by the consumer, read and decoded by threads ahead of it, handed out in order.
+"""Batches of whole samples: planned by the consumer, handed out in order, and read by threads ahead of it or by itself.
 
-Where rows are only read, several batches are one piece of work: planning one and handing it to a thread and back cost
-0.2 ms, as much as reading 200 documents.
+    planned ──at hand──────────────────> read in its turn by the consumer ──> handed out
+        |-----else──> read ahead by a thread ──────────────────────────────────^
+
+Samples to which nothing is done, out of open shards that lie in the page cache, are at hand: copying them holds the GIL, so
+a thread would only take it from the consumer, and give it back, for each batch. Small batches are read several at a time:
+grouping rows by shard costs as much for one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -17,10 +20,12 @@ import numpy as np
 
 from iostack.corpus.contracts import Sample
 from iostack.loader.ahead.lookahead import LookAhead
+from iostack.loader.ahead.residency import Residency
 from iostack.loader.device.copies import LoadedBatch
 from iostack.loader.metering.meter import Pending
 from iostack.loader.order.schedule import Draws, Int64s, Schedule
 from iostack.loader.reading import Reading
+from iostack.loader.samples.disk_waits import DiskWaits
 from iostack.loader.samples.row_sources import Part
 from iostack.loader.samples.rows import RowReader
 from iostack.loader.sources import Source
@@ -33,27 +38,33 @@ from iostack.loader.threads import Threads, patience_s
 _LEAST_AHEAD, _MOST_AHEAD = 2, 32
 _READ_AHEAD_BYTES = 8 << 20
 """Of batches that are only read: more takes as long to read, and is out of the processor's caches when it is used."""
+_FREED_BYTES = 16 << 20
 _WORK_BYTES, _MOST_TOGETHER = 1 << 20, 32
 """Of one piece of work, as its rows are stored, and in batches."""
-_FREED_BYTES = 16 << 20
+_ROWS_PLANNED = 256
+"""Planning this many rows at once costs 1 us for each; in batches of 32 it would be 3."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Batches to be read: ``run()`` reads them; ``name()`` is for messages, ``deadline_s`` is how long that may take."""
+    """Batches to be read, and the cursors after the last of them."""
 
-    name: Callable[[], str]
-    deadline_s: float
-    run: Callable[[], list[LoadedBatch]]
+    task: BatchTask
+    cursors: Cursors
+
+    def name(self) -> str:
+        """Return what messages and traces call it."""
+        return str(self.task)
 
 
 class SampleSource(Source, Protocol):
     """Plans the rows that one source gives to batches; ``reader`` reads them, in any thread."""
 
     reader: RowReader
+    number: int
 
-    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
-        """Return its part of some batches, unread; writes which rows are valid, and the cursors after the last batch."""
+    def plan(self, draws: Draws, valid: np.ndarray, rows: int) -> Iterator[Part]:
+        """Yield its part of each ``rows`` of a block, unread; before the first, writes which rows of the block are valid."""
         ...
 
 
@@ -76,14 +87,16 @@ class SampleBatches:
         self._threads = Threads(reading.threads, "decode")
         self._unit_threads = reading.unit_threads
         self._least_ahead = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
+        self._only_reads = not (reading.elsewhere or any(source.transforms for source in reading.plan.sources))
+        self._together = 1
         most_bytes = reading.lookahead_bytes * len(sources)
-        self._most_together = 1
-        if not (reading.elsewhere or any(source.transforms for source in reading.plan.sources)):
+        if self._only_reads:
             most_bytes = min(most_bytes, _READ_AHEAD_BYTES)
             if not any(source.uses_units for source in reading.plan.sources):  # whose cursors are those of each batch
                 together = min(_WORK_BYTES, most_bytes // 4) // max(1, mean_batch_bytes)
-                self._most_together = max(1, min(_MOST_TOGETHER, together))
-        self._lookahead = LookAhead(most_bytes, mean_batch_bytes * self._most_together)
+                self._together = max(1, min(_MOST_TOGETHER, together))
+        self._lookahead = LookAhead(most_bytes, mean_batch_bytes * self._together)
+        self._disk_waits = DiskWaits()
         self._meter = reading.meter
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
@@ -107,59 +120,85 @@ class SampleBatches:
                 source.stop()
 
     def _read_ahead(self, planned: Iterator[Work]) -> Iterator[LoadedBatch]:
-        pending: deque[tuple[Work, Pending[list[LoadedBatch]]]] = deque()
+        coming: deque[tuple[Work, Pending[list[LoadedBatch]] | None]] = deque()
         while True:
-            while self._has_room([coming for _, coming in pending]) and (work := next(planned, None)) is not None:
-                pending.append((work, self._meter.submit(self._threads, "assemble", work.run, label=work.name)))
-            if not pending:
+            while self._has_room([pending for _, pending in coming]) and (work := next(planned, None)) is not None:
+                coming.append((work, None if self._is_at_hand(work) else self._submit(work)))
+            if not coming:
                 return
-            work, coming = pending.popleft()
-            yield from coming.result(deadline_s=work.deadline_s, awaited=work.name)
+            work, pending = coming.popleft()
+            yield from self._load(work) if pending is None else self._result(work, pending)
 
-    def _has_room(self, pending: Sequence[Pending[list[LoadedBatch]]]) -> bool:
-        return len(pending) < self._least_ahead or (len(pending) < _MOST_AHEAD and self._lookahead.has_room(pending))
+    def _has_room(self, coming: Sequence[Pending[list[LoadedBatch]] | None]) -> bool:
+        """Return whether more may come: what is at hand takes no memory, and shows which shards will be needed."""
+        pending = [each for each in coming if each is not None]
+        return len(coming) < self._least_ahead or (
+            bool(pending) and len(coming) < _MOST_AHEAD // self._together and self._lookahead.has_room(pending)
+        )
+
+    def _is_at_hand(self, work: Work) -> bool:
+        if not self._only_reads or self._disk_waits.seen:
+            return False
+        return all(self._residency(rows).are_open(rows.located.shards) for _, rows in work.task.parts)
+
+    def _submit(self, work: Work) -> Pending[list[LoadedBatch]]:
+        return self._meter.submit(self._threads, "assemble", self._load, work, label=work.name)
+
+    def _result(self, work: Work, pending: Pending[list[LoadedBatch]]) -> list[LoadedBatch]:
+        num_bytes = sum(self._residency(rows).shard_bytes(rows.located.shards) for _, rows in work.task.parts)
+        return pending.result(deadline_s=patience_s(num_bytes) + self._slack_s, awaited=work.name)
 
     def _planned(self, position: int, end: int | None) -> Iterator[Work]:
-        topology = self._schedule.topology
-        held_back: list[Work] = []
+        rows, batch_size = self._schedule.topology.rows, self._schedule.topology.batch_size
+        # Where only the data tells the end, what comes after it must not be asked for.
+        most_at_once = 1 if self._ends_by_data else max(self._together, _ROWS_PLANNED // rows)
         num_batches = 1
+        held_back: list[Work] = []
         while end is None or position < end:
             if end is not None:
-                num_batches = min(num_batches, -(-(end - position) // topology.batch_size))
-            block = self._schedule.block(position, num_batches)
-            valid = self._schedule.is_within(block.positions)
-            cursors: Cursors = {}
-            parts = [
-                source.plan(draws, valid, cursors)
-                for source, draws in zip(self._sources, block.draws)
-                if len(draws.places)
-            ]
-            deadline_s = patience_s(sum(part.shard_bytes for part in parts)) + self._slack_s
-            task = BatchTask(position, valid, [(part.places, part.task) for part in parts], num_batches)
-            work = Work(task.__str__, deadline_s, partial(self._load, task, cursors))
-            position += num_batches * topology.batch_size
-            num_batches = min(2 * num_batches, self._most_together)  # the first batch waits for no other
-            if not self._ends_by_data:
-                yield work
-                continue
-            # A batch of only padding counts only if a valid one follows it.
-            held_back.append(work)
-            if valid.any():
-                yield from held_back
-                held_back.clear()
-            if all(source.is_finished() for source in self._sources):
-                return
+                num_batches = min(num_batches, -(-(end - position) // batch_size))
+            for work in self._plan(position, num_batches):
+                if not self._ends_by_data:
+                    yield work
+                    continue
+                # A batch of only padding counts only if a valid one follows it.
+                held_back.append(work)
+                if work.task.valid.any():
+                    yield from held_back
+                    held_back.clear()
+                if all(source.is_finished() for source in self._sources):
+                    return
+            position += num_batches * batch_size
+            num_batches = min(2 * num_batches, most_at_once)  # the first batch waits for no other
 
-    def _load(self, task: BatchTask, cursors: Cursors) -> list[LoadedBatch]:
-        batches = [
-            as_tensors(each) for each in (self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read))
-        ]
+    def _plan(self, position: int, num_batches: int) -> Iterator[Work]:
+        """Yield so many batches, the first of which is at ``position``, as pieces of work."""
+        num_rows = self._schedule.topology.rows
+        rows = self._together * num_rows
+        block = self._schedule.block(position, num_batches)
+        valid = self._schedule.is_within(block.positions)
+        parts = [source.plan(draws, valid, rows) for source, draws in zip(self._sources, block.draws)]
+        for first, of_sources in zip(range(0, len(valid), rows), zip(*parts, strict=True), strict=True):
+            given = [(source.number, part) for source, part in zip(self._sources, of_sources) if len(part.places)]
+            of_work = valid[first : first + rows]
+            tasks = [(part.places, part.task) for _, part in given]
+            task = BatchTask(position, of_work, tasks, len(of_work) // num_rows)
+            position += task.num_batches * self._schedule.topology.batch_size
+            yield Work(task, {number: part.cursors for number, part in given if part.cursors})
+
+    def _load(self, work: Work) -> list[LoadedBatch]:
+        task, step = work.task, self._schedule.topology.batch_size
+        with self._disk_waits.watched():
+            columns = self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read)
+        batches = [as_tensors(each) for each in columns]
         self._lookahead.measured(sum(map(batch_bytes, batches)))
-        step = self._schedule.topology.batch_size
         return [
-            LoadedBatch(columns, position, cursors)
-            for columns, position in zip(batches, count(task.position + step, step))
+            LoadedBatch(batch, next_position, work.cursors)
+            for batch, next_position in zip(batches, count(task.position + step, step))
         ]
+
+    def _residency(self, task: RowsTask) -> Residency:
+        return self._sources[task.number].reader.residency
 
     def _read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
         return self._sources[task.number].reader.read(task)

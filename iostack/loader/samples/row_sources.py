@@ -1,15 +1,17 @@
-"""Corpora as sources of whole samples: which rows each gives to a batch, planned now and read later by a thread."""
+"""Corpora as sources of whole samples: which rows each gives to some batches, planned at once and read later."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
 from iostack.loader.ahead.lookahead import LookAhead
 from iostack.loader.ahead.residency import Residency
-from iostack.loader.ahead.streams import UnitSource
+from iostack.loader.ahead.streams import Cursor, UnitSource
 from iostack.loader.order.planned import PlannedSource
 from iostack.loader.order.schedule import Draws, Int64s
 from iostack.loader.reading import Reading
@@ -17,18 +19,18 @@ from iostack.loader.samples.row_units import RowUnit, RowUnits
 from iostack.loader.samples.rows import RowReader
 from iostack.loader.sequences.tokens import locate
 from iostack.loader.sources import IndexedSource, StreamedSource
-from iostack.loader.state import Cursors
-from iostack.loader.tasks.task import RowsTask, UnitRow
+from iostack.loader.tasks.task import RowsTask, UnitRows
 from iostack.plan.indexed import Rows
+from iostack.plan.units import Unit
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one source reads for the ``places`` of one batch; ``shard_bytes`` are those of all shards that it reads."""
+    """What one source gives to one or several batches: the ``places`` that it fills, by which task, its lanes' cursors after it."""
 
     places: Int64s
-    shard_bytes: int
     task: RowsTask
+    cursors: dict[int, Cursor]
 
 
 class IndexedRows(IndexedSource):
@@ -40,14 +42,16 @@ class IndexedRows(IndexedSource):
         self.number = source.number
         self.reader = RowReader(source, self.residency, reading.bad_samples, reading.watch, self._plan)
 
-    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
-        """Return the part of one batch; nothing is read yet."""
+    def plan(self, draws: Draws, valid: np.ndarray, rows: int) -> Iterator[Part]:
+        """Yield its part of each ``rows`` of a block; nothing is read yet."""
         located = locate(self._plan, self.residency, draws)
-        task = RowsTask(self.number, located, valid[draws.places], draws.positions)
-        return Part(draws.places, _shard_bytes(self.residency, located), task)
+        for part, places in _cut(draws.places, len(valid), rows):
+            of_part = Rows(located.epochs[part], located.shards[part], located.rows[part])
+            is_valid = valid[draws.places[part]]
+            yield Part(places, RowsTask(self.number, of_part, is_valid, draws.positions[part]), {})
 
 
-class UnitRows(StreamedSource[RowUnit]):
+class StreamedRows(StreamedSource[RowUnit]):
     """One corpus that is read by units: its counts are not known, or filters choose. Rows are permuted within each."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
@@ -71,21 +75,29 @@ class UnitRows(StreamedSource[RowUnit]):
         )
         super().__init__(source.number, residency, units)
 
-    def plan(self, draws: Draws, valid: np.ndarray, cursors: Cursors) -> Part:
-        """Return the part of one batch; waits until the shards are open, reads no sample yet."""
-        chosen: list[tuple[RowUnit, UnitRow]] = []
-        for place, unit, output, is_valid, lane, cursor in self.take(draws):
-            valid[place] = is_valid
-            chosen.append((unit, UnitRow(unit.unit, output, lane, cursor[0])))
-            cursors.setdefault(self.number, {})[lane] = cursor
-        located = Rows(
-            epochs=np.asarray([unit.unit.epoch for unit, _ in chosen], np.int64),
-            shards=np.asarray([unit.unit.shard for unit, _ in chosen], np.int64),
-            rows=np.asarray([unit.order[origin.output] for unit, origin in chosen], np.int64),
-        )
-        task = RowsTask(self.number, located, valid[draws.places], [origin for _, origin in chosen])
-        return Part(draws.places, _shard_bytes(self.residency, located), task)
+    def plan(self, draws: Draws, valid: np.ndarray, rows: int) -> Iterator[Part]:
+        """Yield its part of each ``rows`` of a block, and write which are valid; waits for units, reads no sample yet."""
+        times, lanes = np.divmod(draws.positions, self.lanes)
+        epochs, shards, numbers, which, draw_of, outputs = np.empty((6, len(times)), np.int64)
+        units: list[Unit] = []
+        for taken, (given, chosen, draw, is_valid) in self.take_all(draws.positions):
+            epochs[taken], shards[taken], numbers[taken] = given.unit.epoch, given.unit.shard, given.order[chosen]
+            which[taken], draw_of[taken], outputs[taken] = len(units), draw, chosen
+            valid[draws.places[taken]] = is_valid
+            units.append(given.unit)
+        lane_of = lanes.tolist()
+        cursor_of = list(zip(draw_of.tolist(), (outputs + 1).tolist(), (times + 1).tolist(), strict=True))
+        for part, places in _cut(draws.places, len(valid), rows):
+            located = Rows(epochs[part], shards[part], numbers[part])
+            origins = UnitRows(units, which[part], outputs[part], lanes[part], draw_of[part])
+            task = RowsTask(self.number, located, valid[draws.places[part]], origins)
+            yield Part(places, task, dict(zip(lane_of[part], cursor_of[part], strict=True)))
 
 
-def _shard_bytes(residency: Residency, located: Rows) -> int:
-    return int(residency.corpus.manifest.bytes[[shard for shard, _ in located.by_shard()]].sum())
+def _cut(places: Int64s, num_places: int, rows: int) -> Iterator[tuple[slice, Int64s]]:
+    """Yield which of the ascending ``places`` of a block lie in each ``rows`` of it, and where in these."""
+    firsts = range(0, num_places, rows)
+    bounds = np.searchsorted(places, [*firsts, num_places]).tolist()
+    for first, (start, stop) in zip(firsts, pairwise(bounds), strict=True):
+        part = slice(start, stop)
+        yield part, places[part] - first

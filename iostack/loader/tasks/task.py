@@ -33,6 +33,24 @@ class UnitRow(NamedTuple):
 
 
 @dataclass(frozen=True)
+class UnitRows:
+    """Where rows of a corpus without counts come from: int64 arrays of one length, ``which`` of the units is each row's.
+
+    Most are never asked for: a ``UnitRow`` for each row of a batch cost a microsecond a row.
+    """
+
+    units: Sequence[Unit]
+    which: Int64s
+    outputs: Int64s
+    lanes: Int64s
+    draws: Int64s
+
+    def __getitem__(self, index: int) -> UnitRow:
+        unit = self.units[int(self.which[index])]
+        return UnitRow(unit, int(self.outputs[index]), int(self.lanes[index]), int(self.draws[index]))
+
+
+@dataclass(frozen=True)
 class RowsTask:
     """The rows that the source ``number`` gives to a batch.
 
@@ -43,7 +61,7 @@ class RowsTask:
     number: int
     located: Rows
     valid: NDArray[np.bool_]
-    origins: Int64s | Sequence[UnitRow]
+    origins: Int64s | UnitRows
 
 
 @dataclass(frozen=True)
