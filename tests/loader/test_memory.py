@@ -91,10 +91,10 @@ def test_ranks_of_one_machine_share_what_nobody_set(monkeypatch: pytest.MonkeyPa
 
 
 def test_look_ahead_shrinks_before_blocks() -> None:
-    memory = memory_of("8 MiB", None)
+    memory = memory_of("16 MiB", None)
     batches = memory.block_batches(1 << 18, slots=2, pinned=False)
-    assert batches == 8  # 2 MiB, as with plenty
-    assert memory.lookahead_bytes(256 << 20, 2 * batches << 18) == 4 << 20
+    assert batches == 16  # 4 MiB, as with plenty
+    assert memory.lookahead_bytes(256 << 20, 2 * batches << 18) == 8 << 20
     assert memory_of("2 MiB", None).block_batches(1 << 18, slots=2, pinned=False) == 2
 
 

@@ -1,6 +1,6 @@
 """Batches of token sequences, assembled by the consumer's own thread.
 
-    run of up to 4096 rows ──plan, at once──> blocks of about 2 MiB ──gather──> batches
+    run of up to 4096 rows ──plan, at once──> blocks of about 4 MiB ──gather──> batches
 
 Handing each batch through a thread would cost several times its gather; so threads only fetch shards and tokenise
 units. Planning many batches at once costs little for each; gathering few at once keeps them in the processor's cache until

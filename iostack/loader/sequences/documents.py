@@ -42,7 +42,7 @@ class DocumentSource(TokenSource):
         located = locate(self._plan, self.residency, draws)
         codes, numbers = np.unique(located.epochs * len(self.tokens) + located.shards, return_inverse=True)
         epochs, shards = np.divmod(codes, len(self.tokens))
-        streams = Streams([self._map(shard) for shard in shards.tolist()], self.seq_len + 1)
+        streams = Streams([self.maps[shard] for shard in shards.tolist()], self.seq_len + 1)
         phases = sequence_starts(self.tokens, self.seq_len, self.seed, epochs, shards, np.zeros_like(shards))
         runs = self._live.runs(
             list(zip(epochs.tolist(), shards.tolist(), strict=True)), phases, numbers, located.rows, streams
