@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from iostack.corpus.arrow_messages import damaged
+from iostack.corpus.arrow_views import as_numbers, views
+from iostack.corpus.contracts import Column
 from iostack.corpus.mapping import Mapped
 from iostack.errors import SampleError
 
@@ -39,7 +43,6 @@ def place_buffers(mapped: Mapped, column: Any, layout: str, *, name: str) -> lis
     Raises:
         ShardError: the buffers are too small for their rows, run backwards, or do not lie in the file as Arrow aligns them.
     """
-    import numpy as np
     import pyarrow as pa
 
     column.validate()  # of buffers: that they are large enough
@@ -60,7 +63,6 @@ def place_buffers(mapped: Mapped, column: Any, layout: str, *, name: str) -> lis
 
 def _check_offsets(offsets: NDArray[Any], data_bytes: int, name: str) -> None:
     """Refuse values that run backwards or out of their buffer: once, so that reading rows need not look again."""
-    import numpy as np
 
     if offsets[0] < 0 or offsets[-1] > data_bytes or bool(np.any(offsets[1:] < offsets[:-1])):
         raise damaged(name, f"values from {offsets[0]:,} to {offsets[-1]:,}, not in order, of {data_bytes:,} bytes")
@@ -73,8 +75,6 @@ class FlatColumn:
     """
 
     def __init__(self, mapped: Mapped, layout: str, places: NDArray[Any], name: str) -> None:
-        import numpy as np
-
         self._name = name
         self._mapped = mapped
         self._is_text = layout in ("string", "large_string")
@@ -92,17 +92,27 @@ class FlatColumn:
         at += inside
         values, bad = (self._words[at].tolist(), {}) if self._is_number else self._slices(at, self._data[batches])
         if self._has_nulls:
-            for place in self._nulls(self._validity[batches], inside):
+            for place in np.flatnonzero(self._is_null(self._validity[batches], inside)).tolist():
                 values[place] = None
                 bad.pop(place, None)
         return values, bad
 
-    def _nulls(self, validity: NDArray[Any], inside: NDArray[Any]) -> list[int]:
-        import numpy as np
+    def column(self, batches: NDArray[Any], inside: NDArray[Any]) -> Column:
+        """Return the values of the rows as an array, or in a list; None where rows must be looked at one by one."""
+        at = self._first[batches] + inside
+        nulls = self._is_null(self._validity[batches], inside) if self._has_nulls else None
+        has_nulls = nulls is not None and bool(nulls.any())
+        if self._is_number:
+            if has_nulls:
+                return self.values(batches, inside)[0]
+            return as_numbers(self._words[at])
+        data = self._data[batches]
+        starts, stops = self._words[at] + data, self._words[at + 1] + data
+        return views(self._mapped, starts, stops, nulls if has_nulls else None, is_text=self._is_text)
 
+    def _is_null(self, validity: NDArray[Any], inside: NDArray[Any]) -> NDArray[np.bool_]:
         bits = self._bytes[np.where(validity < 0, 0, validity + (inside >> 3))] >> (inside & 7).astype(np.uint8)
-        nulls: list[int] = np.flatnonzero((validity >= 0) & ((bits & 1) == 0)).tolist()
-        return nulls
+        return np.asarray((validity >= 0) & ((bits & 1) == 0))
 
     def _slices(self, at: NDArray[Any], data: NDArray[Any]) -> Values:
         starts = (self._words[at] + data).tolist()

@@ -11,21 +11,22 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from iostack.corpus.arrow_buffers import FLAT, FlatColumn, Values, place_buffers
 from iostack.corpus.arrow_messages import damaged, messages, read_schema
 from iostack.corpus.arrow_types import kind_of, plain_array
 from iostack.corpus.arrow_unpack import chosen_columns, table_errors
-from iostack.corpus.contracts import Columns, Counts, Sample, ShardFiles
+from iostack.corpus.contracts import Column, Columns, Counts, Sample, ShardFiles
 from iostack.corpus.mapping import Mapped, map_shard
 from iostack.corpus.row_index import RowIndex, load_or_build
 from iostack.errors import SampleError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _OPEN_BATCHES = 8
 
@@ -60,20 +61,27 @@ class ArrowReader:
         ]
 
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
-        import numpy as np
-
         wanted = np.asarray(rows, np.int64)
-        # As unsigned numbers negative rows are beyond the end too.
-        if len(wanted) and wanted.view(np.uint64).max() >= self.counts.samples:
-            raise IndexError(f"{self._name} has {self.counts.samples:,} rows, not {wanted.min()} to {wanted.max()}")
-        batches = np.searchsorted(self._ends, wanted, side="right") - 1
-        inside = wanted - self._ends[batches]
+        batches, inside = self._find(wanted)
         columns = [column.values(batches, inside) for column in self._columns]
         samples = self._samples([values for values, _ in columns])
         for _, bad in columns:
             for place, error in bad.items():
                 samples[place] = SampleError(f"{error.message} (row {wanted[place]})", hint=error.hint)
         return samples
+
+    def read_columns(self, rows: NDArray[np.int64]) -> Mapping[str, Column] | None:
+        batches, inside = self._find(rows)
+        columns = [column.column(batches, inside) for column in self._columns]
+        return None if any(column is None for column in columns) else dict(zip(self.kinds, columns))
+
+    def _find(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the batch of each row, and its place there."""
+        # As unsigned numbers negative rows are beyond the end too.
+        if len(rows) and rows.view(np.uint64).max() >= self.counts.samples:
+            raise IndexError(f"{self._name} has {self.counts.samples:,} rows, not {rows.min()} to {rows.max()}")
+        batches = np.searchsorted(self._ends, rows, side="right") - 1
+        return batches, rows - self._ends[batches]
 
     def _samples(self, columns: list[list[Any]]) -> list[Sample | Exception]:
         names = list(self.kinds)
@@ -127,21 +135,41 @@ class _AnyColumn:
 
     def values(self, batches: NDArray[Any], inside: NDArray[Any]) -> Values:
         """Return the value of each row, and the errors of bad ones by their place."""
-        import numpy as np
-
+        if (column := self.column(batches, inside)) is not None:
+            with suppress(Exception):  # some value is bad: which one is found below
+                return column.to_pylist(), {}
         found: list[Any] = [None] * len(batches)
         bad: dict[int, SampleError] = {}
-        for batch in np.unique(batches).tolist():
-            (places,) = np.nonzero(batches == batch)
-            column = self._batches.column(batch, self._column)
-            for place, row in zip(places.tolist(), inside[places].tolist(), strict=True):
-                try:
-                    found[place] = plain_array(column.slice(row, 1))[0].as_py()
-                except Exception as error:  # noqa: BLE001 - whatever pyarrow or datetime raises, this value makes them
-                    bad[place] = SampleError(
-                        f"{self._name}: {column.type}: {error}", hint="correct the value or remove it"
-                    )
+        for place, batch, row in zip(range(len(batches)), batches.tolist(), inside.tolist(), strict=True):
+            values = self._batches.column(batch, self._column)
+            try:
+                found[place] = plain_array(values.slice(row, 1))[0].as_py()
+            except Exception as error:  # noqa: BLE001 - whatever pyarrow or datetime raises, this value makes them
+                bad[place] = SampleError(f"{self._name}: {values.type}: {error}", hint="correct the value or remove it")
         return found, bad
+
+    def column(self, batches: NDArray[Any], inside: NDArray[Any]) -> Column:
+        """Return the rows as an array of pyarrow; None where they must be looked at one by one."""
+        import pyarrow as pa
+
+        order = np.argsort(batches, kind="stable")
+        taken = []
+        for rows in np.split(order, np.flatnonzero(np.diff(batches[order])) + 1) if len(order) else []:
+            column = self._batches.column(int(batches[rows[0]]), self._column)
+            try:
+                taken.append(plain_array(column.take(_int64s(inside[rows]))))
+            except Exception:  # noqa: BLE001 - pyarrow cannot take all types, and refuses values that it cannot convert
+                return None
+        places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return pa.concat_arrays(taken).take(_int64s(places)) if taken else []
+
+
+def _int64s(numbers: NDArray[np.int64]) -> Any:
+    """Return the numbers as pyarrow takes them; ``pyarrow.array`` of them would import pandas."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])
 
 
 def read_batch(mapped: Mapped, offset: int, schema: Any) -> Any:
@@ -153,8 +181,6 @@ def read_batch(mapped: Mapped, offset: int, schema: Any) -> Any:
 
 def _index(mapped: Mapped, columns: Columns, name: str) -> RowIndex:
     """Find the batches and, of flat columns, where their buffers lie."""
-    import numpy as np
-
     schema = read_schema(mapped, name=name)
     chosen = chosen_columns(columns, schema.names, name=name)
     found = [message for message in messages(mapped, name=name) if message.is_batch]

@@ -162,6 +162,28 @@ class ShardReader(Protocol):
         ...
 
 
+Column = Any
+"""The values of one column, row by row: a list, or an array that stands for the values of its ``tolist`` or ``to_pylist``.
+
+NumPy arrays hold Python's numbers: int64, float64 or bool, of one dimension. Arrays of pyarrow may be of any type.
+"""
+
+
+@runtime_checkable
+class ColumnReader(ShardReader, Protocol):
+    """A shard that can give rows as columns, without making a sample of each: batches of samples as they are need none."""
+
+    def read_columns(self, rows: NDArray[np.int64]) -> Mapping[str, Column] | None:
+        """Return the values of ``rows`` in that order: those of ``read``, whose samples then have all these columns alike.
+
+        None where that cannot be, or a row is bad: ``read`` is asked then, and tells which. Thread-safe.
+
+        Raises:
+            ShardError: the shard as a whole cannot be read.
+        """
+        ...
+
+
 @runtime_checkable
 class TokenShardReader(ShardReader, Protocol):
     """A shard that is one long stream of tokens; its samples are documents."""

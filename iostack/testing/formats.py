@@ -10,10 +10,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from iostack.corpus.contracts import ObjectInfo, Sample, ShardReader
+import numpy as np
+
+from iostack.corpus.contracts import ColumnReader, ObjectInfo, Sample, ShardReader
 from iostack.corpus.corpus import Corpus, open_corpus
 from iostack.corpus.detect import format_named
 from iostack.errors import IostackError, SampleError
+from iostack.loader.tasks.pieces import Piece, joined, samples_of
 from iostack.testing.comparing import same
 
 _FOREIGN = ("README.md", "notes.txt", "LICENSE", "sub/logo.svg", "x.unknown-format", ".hidden")
@@ -100,6 +103,8 @@ def _check_reader(corpus: Corpus, shard: int) -> None:
         _assert_same(name, [row], reader.read([row]), whole)
     if num_rows:
         _assert_same(name, [num_rows - 1], reader.read([num_rows - 1]), whole)
+        for some in (rows, shuffled, [num_rows - 1]):
+            _check_columns(name, reader, some, whole)
     with ThreadPoolExecutor(_THREADS) as threads:
         for found in threads.map(reader.read, [shuffled] * _THREADS):
             _assert_same(f"{name} in {_THREADS} threads", shuffled, found, whole)
@@ -108,6 +113,20 @@ def _check_reader(corpus: Corpus, shard: int) -> None:
     kept = list(reader.read(rows))
     reader.close()
     _assert_same(f"{name} after it was closed", rows, kept, whole)
+
+
+def _check_columns(name: str, reader: ShardReader, rows: list[int], whole: Sequence[Sample | Exception]) -> None:
+    """Check that rows read as columns, where the reader can give them so, are those of its samples."""
+    columns = reader.read_columns(np.asarray(rows, np.int64)) if isinstance(reader, ColumnReader) else None
+    if columns is None:
+        return
+    lengths = {column: len(values) for column, values in columns.items()}
+    assert set(lengths.values()) == {len(rows)}, f"{name}: {len(rows)} rows were asked for, columns have {lengths}"
+    for column, values in columns.items():
+        is_number = not isinstance(values, np.ndarray) or values.dtype in (np.int64, np.float64, np.bool_)
+        assert is_number, f"{name}: the column {column!r} is an array of {values.dtype}, not of int64, float64 or bool"
+    found = samples_of(joined([Piece(np.arange(len(rows)), columns)]) or {})
+    _assert_same(f"{name} by column", rows, found, whole)
 
 
 def _assert_same(

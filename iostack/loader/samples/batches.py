@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from iostack.corpus.contracts import Sample
+from iostack.corpus.contracts import Column, Sample
 from iostack.loader.ahead.lookahead import LookAhead
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.device.copies import LoadedBatch
@@ -200,7 +200,7 @@ class SampleBatches:
     def _residency(self, task: RowsTask) -> Residency:
         return self._sources[task.number].reader.residency
 
-    def _read(self, task: RowsTask) -> tuple[list[Sample], Int64s]:
+    def _read(self, task: RowsTask) -> tuple[list[Sample] | dict[str, Column], Int64s]:
         return self._sources[task.number].reader.read(task)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iostack.corpus.contracts import Sample
+from iostack.corpus.contracts import Column, Sample
 
 Columns = dict[str, Any]
 """Column -> all its values: an array where they are numbers or alike, else a list."""
@@ -30,6 +30,14 @@ def collate(samples: Sequence[Sample]) -> Columns:
             return {name: _collate_column([sample[name] for sample in samples]) for name in names}
     names = dict.fromkeys(name for sample in samples for name in sample)
     return {name: _collate_column([sample.get(name) for sample in samples]) for name in names}
+
+
+def collate_columns(columns: Mapping[str, Column], rows: slice) -> Columns:
+    """Return one batch out of the columns of several, as ``collate`` of its samples would."""
+    return {
+        name: _collate_column(column[rows]) if isinstance(column, list) else column[rows]
+        for name, column in columns.items()
+    }
 
 
 def as_tensors(columns: Mapping[str, Any]) -> Columns:

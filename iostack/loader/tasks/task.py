@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from iostack.corpus.contracts import Sample
+from iostack.corpus.contracts import Column, Sample
 from iostack.errors import UsageError
 from iostack.loader.order.schedule import Int64s
 from iostack.loader.tasks.batch_bytes import batch_bytes
-from iostack.loader.tasks.collate import Columns, collate
+from iostack.loader.tasks.collate import Columns, collate, collate_columns
+from iostack.loader.tasks.pieces import Piece, joined, samples_of
 from iostack.plan.indexed import Rows
 from iostack.plan.units import Unit
 from iostack.stages import count
@@ -94,8 +95,8 @@ class UnitTask:
 
 
 Task = BatchTask | UnitTask
-ReadRows = Callable[[RowsTask], tuple[list[Sample], Int64s]]
-"""Returns the samples of a task, and their identities."""
+ReadRows = Callable[[RowsTask], tuple[list[Sample] | dict[str, Column], Int64s]]
+"""Returns the samples of a task, or its rows as columns, and their identities."""
 
 
 def assemble(task: BatchTask, read: ReadRows) -> list[Columns]:
@@ -104,13 +105,14 @@ def assemble(task: BatchTask, read: ReadRows) -> list[Columns]:
     Raises:
         UsageError: the samples have a column of these names.
     """
-    samples, identities = _read_all(task, read)
+    rows, identities = _read_all(task, read)
     identities[~task.valid] = 0
-    num_rows = len(samples) // task.num_batches
+    num_rows = len(task.valid) // task.num_batches
     batches = []
-    for first in range(0, len(samples), num_rows):
-        rows = slice(first, first + num_rows)
-        batches.append(_batch(collate(samples[rows]), task.valid[rows], identities[rows]))
+    for first in range(0, len(task.valid), num_rows):
+        own = slice(first, first + num_rows)
+        batch = collate_columns(rows, own) if isinstance(rows, dict) else collate(rows[own])
+        batches.append(_batch(batch, task.valid[own], identities[own]))
     return batches
 
 
@@ -124,13 +126,23 @@ def _batch(columns: Columns, valid: NDArray[np.bool_], identities: Int64s) -> Co
     return columns | {"valid": valid, "sample_ids": identities}
 
 
-def _read_all(task: BatchTask, read: ReadRows) -> tuple[list[Sample], Int64s]:
+def _read_all(task: BatchTask, read: ReadRows) -> tuple[list[Sample] | dict[str, Column], Int64s]:
+    """Return all rows of a task, as columns where they were read so and are alike, and their identities."""
     if len(task.parts) == 1 and len(task.parts[0][0]) == len(task.valid):
         return read(task.parts[0][1])
-    samples: list[Sample] = [{} for _ in range(len(task.valid))]
     identities = np.zeros(len(task.valid), np.int64)
+    parts: list[tuple[Int64s, list[Sample] | dict[str, Column]]] = []
     for places, rows in task.parts:
-        good, identities[places] = read(rows)
-        for place, sample in zip(places.tolist(), good):
+        found, identities[places] = read(rows)
+        parts.append((places, found))
+    pieces = [Piece(places, found) for places, found in parts if isinstance(found, dict)]
+    if len(pieces) == len(parts) and sum(len(piece.places) for piece in pieces) == len(task.valid):
+        columns = joined(pieces)
+        if columns is not None:
+            return columns, identities
+    samples: list[Sample] = [{} for _ in range(len(task.valid))]
+    for places, found in parts:
+        good = samples_of(found) if isinstance(found, dict) else found
+        for place, sample in zip(places.tolist(), good, strict=True):
             samples[place] = sample
     return samples, identities
