@@ -14,6 +14,7 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError, UsageError
 from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.types import Types, refuse_what_json_lacks
 
 _FRAME_BYTES = 1 << 20
 _LEVEL = 3
@@ -35,7 +36,8 @@ class JsonlWriter(Writer):
         self._compress = compress
         self.identity: Mapping[str, Any] = {"compress": compress}
 
-    def layout(self, samples: Sequence[Sample]) -> Layout:
+    def layout(self, samples: Sequence[Sample], types: Types) -> Layout:
+        refuse_what_json_lacks(types, format="JSON")
         for sample in samples:
             for column, value in sample.items():
                 try:

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
@@ -36,6 +36,9 @@ from iostack.errors import FormatError, SampleError, ShardError
 
 if TYPE_CHECKING:
     from iostack.corpus.values.common import Decode
+
+_ARROW_TYPES = {"str": "string", "int": "int64", "bytes": "binary", "jpeg": "binary", "png": "binary"}
+_ARROW_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("u", "") for bits in (8, 16, 32, 64)}
 
 
 @hookimpl
@@ -125,6 +128,7 @@ class MdsReader:
 
         self._name = files.name
         self._mapped: Mapped = mapped
+        self._encodings = {each.name: each.encoding for each in entry.columns}
         self._columns = [(each.name, _decoder(each, files), each.size) for each in entry.columns]
         self._sizes = struct.Struct(f"<{sum(each.size is None for each in entry.columns)}I")
         self.counts = Counts(entry.samples)
@@ -160,6 +164,16 @@ class MdsReader:
         except BAD_VALUE as error:
             return self._bad(row, name, str(error))
         return sample if at == stop else self._bad(row, None, f"{stop - at:,} bytes more than its columns")
+
+    def types(self) -> dict[str, Any]:
+        """Return the Arrow type of each column whose encoding is of one."""
+        import pyarrow as pa
+
+        return {
+            name: pa.type_for_alias(_ARROW_TYPES[encoding])
+            for name, encoding in self._encodings.items()
+            if encoding in _ARROW_TYPES
+        }
 
     def close(self) -> None:
         self._mapped = b""

@@ -15,6 +15,7 @@ import shutil
 import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import PrepareError, SampleError, UsageError
 from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.types import Types, refuse_what_json_lacks
 
 _U32 = struct.Struct("<I")
 _SIZES = {"int": 8, "float64": 8}
+_JSON_KINDS = ("json", "str", "int", "float64")
 _DTYPES = {"uint8": 8, "int8": 9, "uint16": 16, "int16": 17, "float16": 18, "uint32": 32, "int32": 33}
 _DTYPES |= {"float32": 34, "uint64": 64, "int64": 65, "float64": 66}
 _SHAPE_DTYPES = ("u1", "<u2", "<u4", "<u8")
@@ -44,17 +47,20 @@ class MdsWriter(Writer):
     def __init__(self) -> None:
         self.identity: Mapping[str, Any] = {}
 
-    def layout(self, samples: Sequence[Sample]) -> Layout:
+    def layout(self, samples: Sequence[Sample], types: Types) -> Layout:
+        refuse_what_json_lacks(types, format="MDS", besides=("binary", "decimal128", "decimal256"))
         encodings: dict[str, str] = {}
         for sample in samples:
             for column, value in sample.items():
+                if value is None:
+                    continue
                 encoding = _encoding(value)
                 if encoding is None or encodings.setdefault(column, encoding) != encoding:
                     other = f" and {encodings[column]}" if encoding else ""
-                    raise UsageError(
-                        f"column {column!r} holds {type(value).__name__}{other}, which cannot be one column of MDS",
-                        hint="leave it out with --columns, or make it one type by --transform",
-                    )
+                    raise _not_one_column(column, f"{type(value).__name__}{other}")
+        for column in dict.fromkeys(column for sample in samples for column in sample):
+            if any(sample.get(column) is None for sample in samples):
+                encodings[column] = _encoding_with_nulls(column, encodings.get(column), types.get(column))
         return {"encodings": encodings}
 
     def names(self, number: int) -> Sequence[str]:
@@ -122,12 +128,11 @@ class MdsSink:
         return results
 
     def _encoded(self, sample: Sample) -> bytes:
-        if sample.keys() != self._encodings.keys():
-            different = min(map(str, sample.keys() ^ self._encodings.keys()))
-            raise SampleError(f"the column {different!r} is not in all samples, as MDS wants it: choose with --columns")
+        if others := sample.keys() - self._encodings.keys():
+            raise SampleError(f"the first samples have no column {min(map(str, others))!r}: choose with --columns")
         sizes, values = [], []
         for column, encoding in self._encodings.items():
-            value = _encode(column, sample[column], encoding)
+            value = _encode(column, sample.get(column), encoding)
             values.append(value)
             if encoding not in _SIZES:
                 sizes.append(_U32.pack(len(value)))
@@ -148,10 +153,26 @@ class MdsSink:
         Path(self._bodies.name).unlink()
 
 
+def _not_one_column(column: str, held: str) -> UsageError:
+    return UsageError(
+        f"column {column!r} holds {held}, which cannot be one column of MDS",
+        hint="leave it out with --columns, or make it one type by --transform",
+    )
+
+
+def _encoding_with_nulls(column: str, encoding: str | None, kind: Any) -> str:
+    """Return the encoding of a column that holds nulls too, which JSON alone has; ``kind`` is its type if that is known."""
+    if encoding in _JSON_KINDS or (encoding is None and kind is not None and str(kind) not in ("binary",)):
+        return "json"
+    raise _not_one_column(column, f"{encoding} and nulls" if encoding else "NoneType")
+
+
 def _encoding(value: Any) -> str | None:
     """Return the name of the encoding for a value, or None if there is none."""
     if isinstance(value, bytes):
         return "bytes"
+    if isinstance(value, Decimal):
+        return "str_decimal"
     if isinstance(value, str):
         return "str"
     if hasattr(value, "dtype") and value.ndim:
@@ -165,19 +186,28 @@ def _encoding(value: Any) -> str | None:
 
 def _encode(column: str, value: Any, encoding: str) -> bytes:
     try:
-        if _encoding(value) != encoding:
+        kind = "json" if value is None else _encoding(value)
+        if kind != encoding and not (encoding == "json" and kind in _JSON_KINDS):
             raise TypeError(f"other samples hold {encoding}")
         if encoding == "bytes":
             return bytes(value)
         if encoding == "str":
             return str(value).encode()
         if encoding == "json":
-            return json.dumps(value, allow_nan=False).encode()
+            return json.dumps(value, allow_nan=False, default=_plain).encode()
+        if encoding == "str_decimal":
+            return str(value).encode()
         if encoding == "ndarray":
             return _array_bytes(value)
         return struct.pack("<q" if encoding == "int" else "<d", value)
     except (TypeError, ValueError, RecursionError, struct.error) as error:
         raise SampleError(f"column {column!r} holds {type(value).__name__} that MDS cannot hold: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):  # a scalar of numpy's
+        return value.item()
+    raise TypeError(type(value).__name__)
 
 
 def _array_bytes(array: Any) -> bytes:

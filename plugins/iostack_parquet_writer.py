@@ -10,6 +10,7 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError, UsageError
 from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.types import Types
 from iostack.suggest import shortened
 
 _GROUP_BYTES = 16 << 20
@@ -30,21 +31,23 @@ class ParquetWriter(Writer):
     def __init__(self) -> None:
         self.identity: Mapping[str, Any] = {}
 
-    def layout(self, samples: Sequence[Sample]) -> Layout:
+    def layout(self, samples: Sequence[Sample], types: Types) -> Layout:
         import pyarrow as pa
 
         fields = []
         for name in dict.fromkeys(name for sample in samples for name in sample):
-            values = [sample.get(name) for sample in samples]
+            values = [_plain(sample.get(name)) for sample in samples]
             try:
-                kind = pa.array([_plain(value) for value in values]).type
+                field = pa.field(name, pa.array(values, types.get(name)).type)
+                with _table(pa.BufferOutputStream(), pa.schema([field])):
+                    pass  # Parquet lacks some types of Arrow's
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                types = ", ".join(sorted({type(value).__name__ for value in values}))
+                held = ", ".join(sorted({type(value).__name__ for value in values}))
                 raise UsageError(
-                    f"column {name!r} holds {types}, which cannot be one column of Parquet: {_first_line(error)}",
+                    f"column {name!r} holds {types.get(name, held)}, which cannot be one column of Parquet: {_first_line(error)}",
                     hint="leave it out with --columns, or make it one type by --transform",
                 ) from error
-            fields.append(pa.field(name, kind))
+            fields.append(field)
         return {"schema": pa.schema(fields).serialize().to_pybytes().hex()}
 
     def names(self, number: int) -> Sequence[str]:
@@ -61,10 +64,9 @@ class TableSink:
     """Collects batches until they make a row group."""
 
     def __init__(self, file: Path, schema: Any) -> None:
-        import pyarrow.parquet as pq
-
         self._schema = schema
-        self._file = pq.ParquetWriter(str(file), schema, compression="zstd", compression_level=_ZSTD_LEVEL)
+        self._structs = [field for field in schema if "struct<" in str(field.type)]
+        self._file = _table(str(file), schema)
         self._batches: list[Any] = []
 
     def write(self, samples: Sequence[Sample], rows: Sequence[int]) -> Sequence[Sample | Exception]:
@@ -82,6 +84,7 @@ class TableSink:
         for name, value in sample.items():
             try:
                 pa.array([_plain(value)], self._type_of(name))
+                _refuse_unknown_fields(value, self._type_of(name), name)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 kind = self._type_of(name)
                 return SampleError(
@@ -100,6 +103,8 @@ class TableSink:
         for sample in samples:
             for name in sample.keys() - set(self._schema.names):
                 self._type_of(name)
+            for field in self._structs:  # pyarrow would drop what a struct does not have
+                _refuse_unknown_fields(sample.get(field.name), field.type, field.name)
         columns = [
             pa.array([_plain(sample.get(field.name)) for sample in samples], field.type) for field in self._schema
         ]
@@ -129,6 +134,29 @@ class TableSink:
                 self._flush()
         finally:
             self._file.close()
+
+
+def _table(sink: Any, schema: Any) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(sink, schema, compression="zstd", compression_level=_ZSTD_LEVEL)
+
+
+def _refuse_unknown_fields(value: Any, kind: Any, name: str) -> None:
+    import pyarrow as pa
+
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        for key, inner in value.items():
+            if (at := kind.get_field_index(key)) < 0:
+                raise SampleError(f"column {name!r}: the first samples have no field {key!r} in it; they have {kind}")
+            _refuse_unknown_fields(inner, kind.field(at).type, name)
+    elif isinstance(value, list) and pa.types.is_map(kind):
+        for key, item in value:
+            _refuse_unknown_fields(key, kind.key_type, name)
+            _refuse_unknown_fields(item, kind.item_type, name)
+    elif isinstance(value, list) and pa.types.is_list(kind):
+        for inner in value:
+            _refuse_unknown_fields(inner, kind.value_type, name)
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Sample, Tokenizer
 from iostack.errors import SampleError, UsageError
 from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.types import Types
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ class TokensWriter(Writer):
         if tokenizer is not None:
             self.identity |= {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size}
 
-    def layout(self, samples: Sequence[Sample]) -> Layout:
+    def layout(self, samples: Sequence[Sample], types: Types) -> Layout:
         if self._tokenizer is None:
             for sample in samples:
                 if not hasattr(sample.get("tokens"), "dtype"):

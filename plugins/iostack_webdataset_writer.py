@@ -16,6 +16,7 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Sample
 from iostack.errors import SampleError, UsageError
 from iostack.prepare.contracts import Layout, Writer
+from iostack.prepare.types import Types, refuse_what_json_lacks
 
 _ENDINGS = {"text": ("txt", "text", "transcript"), "json": ("json", "jsn"), "npy": ("npy",)}
 """By kind of value: names that mean it already, the first of which is added to others."""
@@ -39,7 +40,8 @@ class TarWriter(Writer):
         self._compress = compress
         self.identity: Mapping[str, Any] = {"compress": compress}
 
-    def layout(self, samples: Sequence[Sample]) -> Layout:
+    def layout(self, samples: Sequence[Sample], types: Types) -> Layout:
+        refuse_what_json_lacks(types, format="a member of a tar archive", besides=("binary",))
         members: dict[str, str] = {}
         for sample in samples:
             for column, value in sample.items():
@@ -56,6 +58,7 @@ class TarWriter(Writer):
                     f"columns {column!r} and {others[0]!r} would both be members named {member!r}",
                     hint="rename one by --transform",
                 )
+        _refuse_unfit(samples)
         return {"members": members}
 
     def names(self, number: int) -> Sequence[str]:
@@ -122,6 +125,26 @@ class TarSink:
             self._archive.close()
         finally:
             self._file.close()
+
+
+def _refuse_unfit(samples: Sequence[Sample]) -> None:
+    """Refuse the first column of which no value can be written; where some can, the others are bad samples."""
+    fit: set[str] = set()
+    unfit: dict[str, SampleError] = {}
+    for sample in samples:
+        for column, value in sample.items():
+            if column == "__key__" or value is None or column in fit:
+                continue
+            try:
+                _bytes(column, value)
+                fit.add(column)
+            except SampleError as error:
+                unfit.setdefault(column, error)
+    for column, unwritten in unfit.items():
+        if column not in fit:
+            raise UsageError(
+                unwritten.message, hint="leave it out with --columns, or make it text or numbers by --transform"
+            ) from unwritten
 
 
 def _member(column: str, value: Any) -> str:

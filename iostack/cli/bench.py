@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iostack.cli.options import chosen_columns, columns_option, corpus_options, storage_options, transform_specs
+from iostack.cli.options import chosen_columns, columns_option, corpus_options, operator_specs, storage_options
 
 if TYPE_CHECKING:
     from iostack.bench.rounds import Speed
@@ -102,7 +102,7 @@ def bench(
 
     if picture is not None:
         check_picture(picture)
-    specs = transform_specs(transforms)
+    specs = operator_specs(transforms, "--transform")
     started = time.perf_counter()
     chosen = chosen_columns(columns)
     with open_corpus(uri, format=format, columns=chosen, cache_dir=cache_dir, **storage_options(storage)) as corpus:

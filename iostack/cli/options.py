@@ -69,19 +69,19 @@ def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def transform_specs(texts: Sequence[str]) -> list[Any]:
-    """Return transforms as the loader takes them: a name, or a table where the text is JSON.
+def operator_specs(texts: Sequence[str], option: str) -> list[Any]:
+    """Return transforms or filters as the loader takes them: a name, or a table where the text is JSON.
 
     Raises:
         click.UsageError: neither of both.
     """
-    return [_transform_spec(text) for text in texts]
+    return [_operator_spec(text, option) for text in texts]
 
 
-def _transform_spec(text: str) -> Any:
+def _operator_spec(text: str, option: str) -> Any:
     if not text.lstrip().startswith("{"):
         return text
     try:
         return json.loads(text)
     except ValueError as error:
-        raise click.UsageError(f"--transform {text!r} is neither a name nor JSON: {error}") from error
+        raise click.UsageError(f"{option} {text!r} is neither a name nor JSON: {error}") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from iostack.cli.options import storage_options, transform_specs
+from iostack.cli.options import operator_specs, storage_options
 from iostack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _run_of(uri: str, config: Path | None, options: Mapping[str, Any]) -> Planne
         given["window_bytes"] = parse_bytes(options["window"])
     given = {name: value for name, value in given.items() if value is not None}
     if options["filters"]:
-        given["filters"] = transform_specs(options["filters"])
+        given["filters"] = operator_specs(options["filters"], "--filter")
     if config is None:
         from iostack.corpus.corpus import open_corpus
         from iostack.loader.order.planned import Source

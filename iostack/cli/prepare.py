@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iostack.cli.options import corpus_options, storage_options, transform_specs
+from iostack.cli.options import corpus_options, operator_specs, storage_options
 from iostack.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ Examples:
   iostack prepare ./texts ./tokens --to tokens --tokenizer huggingface:tokenizer.json
   iostack prepare ./images s3://bucket/images --to webdataset --shard-bytes 512MiB
   iostack prepare s3://bucket/text ./text --to jsonl --columns text,url --jobs 8
+  iostack prepare ./texts ./long --to jsonl --filter '{"name": "length", "column": "text", "min": 200}'
   iostack prepare ./texts ./mds --to mds --dry-run
 """
 )
@@ -34,6 +35,7 @@ Examples:
 @click.option("--text-column", metavar="NAME", help="For --to tokens: the column that holds the text.")
 @click.option("--compress", metavar="KIND", help="zst or none; text is compressed by default, tars are not.")
 @click.option("--columns", metavar="NAME,...", help="Keep only these columns.")
+@click.option("--filter", "filters", multiple=True, metavar="NAME|JSON", help="Leave samples out; may be repeated.")
 @click.option("--transform", "transforms", multiple=True, metavar="NAME|JSON", help="Map the samples; may be repeated.")
 @click.option("--max-bad-samples", type=click.IntRange(0), default=0, show_default=True, help="Leave out so many.")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Processes; by default one per core.")
@@ -55,6 +57,7 @@ def prepare(
     text_column: str | None,
     compress: str | None,
     columns: str | None,
+    filters: tuple[str, ...],
     transforms: tuple[str, ...],
     max_bad_samples: int,
     jobs: int | None,
@@ -77,7 +80,15 @@ def prepare(
 
     given = {"tokenizer": tokenizer, "text_column": text_column, "compress": compress}
     chosen = [name.strip() for name in (columns or "").split(",") if name.strip()]
-    source = Source(uri, format, cache_dir, storage_options(storage), transform_specs(transforms), chosen)
+    source = Source(
+        uri,
+        format,
+        cache_dir,
+        storage_options(storage),
+        operator_specs(transforms, "--transform"),
+        chosen,
+        operator_specs(filters, "--filter"),
+    )
     with show_progress("counting", "shards") as counted:
         planned = plan_conversion(
             source,
@@ -141,6 +152,7 @@ def _tell(planned: Planned, done: Converted, as_json: bool) -> None:
             "samples": done.samples,
             "tokens": done.tokens,
             "bytes": done.bytes,
+            "filtered_out": done.num_filtered,
             "bad_samples": done.num_bad,
             "wall_s": round(done.wall_s, 3),
             "fingerprint": done.fingerprint,
@@ -153,6 +165,8 @@ def _tell(planned: Planned, done: Converted, as_json: bool) -> None:
         click.echo(f"left out: {bad}", err=True)
     if done.num_bad:
         click.echo(f"left out {done.num_bad:,} bad samples", err=True)
+    if done.num_filtered:
+        click.echo(f"filtered out {done.num_filtered:,} samples", err=True)
     tokens = "" if done.tokens is None else f", {done.tokens:,} tokens"
     click.echo(
         f"{redact(planned.job.target_uri)}: {done.shards:,} {planned.writer.format} shards "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from iostack.corpus.arrow_buffers import FLAT, FlatColumn, Values, place_buffers
 from iostack.corpus.arrow_messages import damaged, messages, read_schema
-from iostack.corpus.arrow_types import kind_of, plain_array
+from iostack.corpus.arrow_types import kind_of, plain_array, plain_type
 from iostack.corpus.arrow_unpack import chosen_columns, table_errors
 from iostack.corpus.contracts import Column, Columns, Counts, Sample, ShardFiles
 from iostack.corpus.mapping import Mapped, map_shard
@@ -52,7 +52,7 @@ class ArrowReader:
         described: list[tuple[str, str, str]] = json.loads(index.notes["columns"])
         self.kinds = {column: kind for column, _, kind in described}
         self.counts = Counts(int(self._ends[-1]))
-        batches = _Batches(name, mapped, index.arrays["message"])
+        self._batches = batches = _Batches(name, mapped, index.arrays["message"])
         self._columns: list[FlatColumn | _AnyColumn] = [
             FlatColumn(mapped, layout, index.arrays[f"place{number}"], f"{name}: column {column!r}")
             if layout in FLAT
@@ -89,6 +89,11 @@ class ArrowReader:
             return [{names[0]: value} for value in columns[0]]
         return [dict(zip(names, row)) for row in zip(*columns)]
 
+    def types(self) -> dict[str, Any]:
+        """Return the Arrow type that the values of each column have."""
+        schema = self._batches.schema()
+        return {column: plain_type(schema.field(column).type) for column in self.kinds}
+
     def close(self) -> None:
         self._columns = []
 
@@ -104,6 +109,10 @@ class _Batches:
         self._schema: Any = None
         self._open: OrderedDict[int, Any] = OrderedDict()
         self._checked: set[tuple[int, str]] = set()
+
+    def schema(self) -> Any:
+        """Return the schema of the file."""
+        return read_schema(self._mapped, name=self._name)
 
     def column(self, batch: int, column: str) -> Any:
         """Return one column of one batch, checked in full.

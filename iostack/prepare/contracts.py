@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from iostack.corpus.contracts import Sample
+from iostack.prepare.types import Types
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,8 +43,8 @@ class Writer(Protocol):
     ``vocab_size``, if it is there, goes into the manifest, so that training need not be told.
     """
 
-    def layout(self, samples: Sequence[Sample]) -> Layout:
-        """Decide from some samples of the source what all shards have in common.
+    def layout(self, samples: Sequence[Sample], types: Types) -> Layout:
+        """Decide from some samples of the source, and what it says of types, what all shards have in common.
 
         Raises:
             UsageError: a column cannot be written; names it and its type.

@@ -44,6 +44,7 @@ class Finished:
     files: tuple[WrittenFile, ...]
     num_bad: int = 0
     bad: tuple[str, ...] = ()
+    num_filtered: int = 0
 
     @property
     def bytes(self) -> int:

@@ -12,22 +12,23 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iostack.cache.folder import cache_folder, object_id
-from iostack.corpus.contracts import Counts, Sample
+from iostack.corpus.contracts import Counts, Sample, ShardReader
 from iostack.corpus.corpus import Corpus
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import format_named
 from iostack.corpus.manifest import manifest_of
 from iostack.errors import PrepareError
-from iostack.loader.order.named import find_transforms
+from iostack.loader.order.named import find_filters, find_transforms
 from iostack.prepare.contracts import Layout, Writer
 from iostack.prepare.named import build_writer
-from iostack.prepare.pieces import Pieces
+from iostack.prepare.pieces import Pieces, Run
 from iostack.prepare.target import disk_errors, open_target
+from iostack.prepare.types import KnownTypes
 from iostack.prepare.work import Job, Reading, Source
 
 _TRIAL_PLACES = 8
@@ -79,9 +80,9 @@ def plan_conversion(
             raise PrepareError(f"{corpus.uri} holds no samples", hint="check the source: iostack inspect URI")
         row_bytes = max(1.0, float(corpus.manifest.bytes.sum()) / total)
         fingerprint = _fingerprint(corpus, counts)
-    samples = _trial_samples(Reading(source, row_bytes), counts, int(_TRIAL_PLACE_BYTES / row_bytes))
-    layout = writer.layout(samples)
-    bytes_per_row = _trial_bytes(writer, layout, samples, staging.parent) or row_bytes
+    trial = _try_rows(Reading(source, row_bytes), counts, int(_TRIAL_PLACE_BYTES / row_bytes))
+    layout = writer.layout(trial.samples, trial.types.known())
+    bytes_per_row = _trial_bytes(writer, layout, trial, staging.parent) or row_bytes
     pieces = Pieces(counts, max(1, int(shard_bytes / bytes_per_row)))
     job = Job(
         source,
@@ -100,6 +101,7 @@ def plan_conversion(
         "source": fingerprint,
         "to": to,
         "columns": list(source.columns),
+        "filters": find_filters(source.filters)[1],
         "transforms": find_transforms(source.transforms)[1],
         "shard_bytes": shard_bytes,
         **writer.identity,
@@ -142,23 +144,45 @@ def _fingerprint(corpus: Corpus, counts: Sequence[int]) -> str:
     return hashlib.blake2b(f"{counted}\0{versions}".encode(), digest_size=16).hexdigest()
 
 
-def _trial_samples(reading: Reading, counts: Sequence[int], place_rows: int) -> list[Sample]:
-    """Return the good samples among so many rows at each of some places spread over the source."""
+@dataclass
+class _Trial:
+    """What some rows of the source gave: good samples, how many rows were read for them, bad ones left out, and types."""
+
+    samples: list[Sample] = field(default_factory=list)
+    rows: int = 0
+    types: KnownTypes = field(default_factory=KnownTypes)
+
+
+def _try_rows(reading: Reading, counts: Sequence[int], place_rows: int) -> _Trial:
+    """Read so many rows at each of some places spread over the source."""
     total = sum(counts)
     step = max(1, -(-total // _TRIAL_PLACES))
     place_rows = max(1, min(place_rows, step, _MOST_ROWS_OF_A_PLACE))
-    samples: list[Sample] = []
+    trial = _Trial()
     places = Pieces(counts, step)
-    with reading.corpus:
+    with reading.corpus as corpus:
         for start in range(0, total, step):
             for run in places.runs(start, min(start + place_rows, total)):
-                for _, block in reading.blocks(run):
-                    samples += [each for each in block if isinstance(each, dict)]
-    return samples
+                reader = corpus.open_shard(run.shard)
+                trial.types.add_shard(reader)
+                _try_run(reading, reader, run, trial)
+    return trial
 
 
-def _trial_bytes(writer: Writer, layout: Layout, samples: Sequence[Sample], parent: Path) -> float:
-    """Return the bytes of a row in a shard, 0 if no sample is good; it is made in a folder below ``parent``."""
+def _try_run(reading: Reading, reader: ShardReader, run: Run, trial: _Trial) -> None:
+    rows = range(run.start, run.stop)
+    for row, sample in zip(rows, reader.read(rows), strict=True):
+        before = dict(sample) if isinstance(sample, dict) else {}
+        made = reading.made(sample, run.shard, row)
+        trial.rows += not isinstance(made, Exception)
+        if isinstance(made, dict):
+            trial.samples.append(made)
+            trial.types.add_sample(before, made)
+
+
+def _trial_bytes(writer: Writer, layout: Layout, trial: _Trial, parent: Path) -> float:
+    """Return the bytes that a row becomes in a shard, 0 if no sample is good; it is made in a folder below ``parent``."""
+    samples = trial.samples
     with disk_errors(str(parent)):
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _sweep_trials(parent)
@@ -169,8 +193,10 @@ def _trial_bytes(writer: Writer, layout: Layout, samples: Sequence[Sample], pare
                 written = sink.write(samples, range(len(samples)))
             finally:
                 sink.close()
-            num_good = sum(not isinstance(each, Exception) for each in written)
-            return sum((folder / name).stat().st_size for name in writer.names(0)) / num_good if num_good else 0.0
+            if all(isinstance(each, Exception) for each in written):
+                return 0.0
+            num_rows = trial.rows - sum(isinstance(each, Exception) for each in written)
+            return sum((folder / name).stat().st_size for name in writer.names(0)) / num_rows
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

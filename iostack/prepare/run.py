@@ -36,6 +36,7 @@ class Converted:
     tokens: int | None = None
     bytes: int = 0
     shards: int = 0
+    num_filtered: int = 0
     num_bad: int = 0
     bad: list[str] = field(default_factory=list)
     pieces_now: int = 0
@@ -56,6 +57,7 @@ class Converted:
         self.samples += done.samples
         self.bytes += done.bytes
         self.shards += bool(done.files)
+        self.num_filtered += done.num_filtered
         self.num_bad += done.num_bad
         self.bad += done.bad
         if done.tokens is not None:
@@ -172,7 +174,7 @@ def _finish(target: Target, planned: Planned, journal: Journal) -> str:
     shards = [done for _, done in sorted(journal.finished.items()) if done.files]
     if not shards:
         raise PrepareError(
-            f"no sample of {job.source.uri} was left to write", hint="check the transforms and the source"
+            f"no sample of {job.source.uri} was left to write", hint="check the filters, the transforms and the source"
         )
     listed = [(done.files[0].name, done.files[0].bytes, done.samples) for done in shards]
     for name, data in writer.summary(job.layout, listed).items():

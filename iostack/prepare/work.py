@@ -1,6 +1,6 @@
 """One piece, from rows of the source to a verified shard in place. Runs in the processes of an engine.
 
-rows ──read──> samples ──transforms, columns──> sink ──close──> files ──read again, compare──> moved into the target
+rows ──read──> samples ──filters, transforms, columns──> sink ──close──> files ──read again, compare──> moved into the target
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 
 import xxhash
 
-from iostack.corpus.contracts import Sample, ShardReader
+from iostack.corpus.contracts import Sample, ShardReader, TableFormat
 from iostack.corpus.corpus import Corpus, open_corpus
 from iostack.corpus.detect import format_named
 from iostack.corpus.origins import object_uri
 from iostack.errors import IostackError, PluginError, PrepareError, SampleError
-from iostack.loader.order.named import find_transforms
+from iostack.loader.order.named import find_filters, find_transforms
+from iostack.loader.transforming.filters import Filtering
 from iostack.loader.transforming.transforms import Transforming
 from iostack.prepare.contracts import Layout, ShardSink
 from iostack.prepare.digest import SamplesDigest
@@ -43,6 +44,7 @@ class Source:
     options: Mapping[str, Any]
     transforms: Sequence[Any] = ()
     columns: Sequence[str] = ()
+    filters: Sequence[Any] = ()
 
     def open(self) -> Corpus:
         """Open the corpus."""
@@ -72,25 +74,34 @@ class Job:
 
 
 class Reading:
-    """The samples of a source after its transforms; a bad one is the error that makes it bad."""
+    """The samples of a source after its filters and transforms; a bad one is the error that makes it bad."""
 
     def __init__(self, source: Source, row_bytes: float) -> None:
         self.corpus = source.open()
+        if source.columns and not (source.filters or source.transforms) and isinstance(self.corpus.format, TableFormat):
+            self.corpus = self.corpus.with_columns(source.columns)
         self.seed = 0
+        self.filters = find_filters(source.filters)[0]
         self.transforms = find_transforms(source.transforms)[0]
+        self._filtering = Filtering(self)
         self._transforming = Transforming(self)
         self._columns = tuple(source.columns)
         self._block_rows = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(row_bytes, 1))))
 
-    def blocks(self, run: Run) -> Iterator[tuple[int, Sequence[Sample | Exception]]]:
-        """Yield (first row, samples) of a run, in blocks of some MiB."""
+    def blocks(self, run: Run) -> Iterator[tuple[int, Sequence[Sample | Exception | None]]]:
+        """Yield (first row, samples) of a run, in blocks of some MiB; None stands for what a filter leaves out."""
         reader = self.corpus.open_shard(run.shard)
         for start in range(run.start, run.stop, self._block_rows):
             rows = range(start, min(start + self._block_rows, run.stop))
             samples = reader.read(rows)
-            yield start, [self._made(each, run.shard, row) for row, each in zip(rows, samples, strict=True)]
+            yield start, [self.made(each, run.shard, row) for row, each in zip(rows, samples, strict=True)]
 
-    def _made(self, sample: Sample | Exception, shard: int, row: int) -> Sample | Exception:
+    def made(self, sample: Sample | Exception, shard: int, row: int) -> Sample | Exception | None:
+        """Return what becomes of the sample of a row; None if a filter leaves it out."""
+        if self.filters:
+            verdict = self._filtering.judge(sample, shard, row)
+            if verdict is not True:
+                return verdict if isinstance(verdict, Exception) else None
         sample = self._transforming.apply(sample, 0, shard, row)
         if isinstance(sample, Exception) or not self._columns:
             return sample
@@ -108,6 +119,7 @@ class _Tally:
     holds_tokens: bool
     digest: SamplesDigest = field(default_factory=SamplesDigest)
     tokens: int | None = None
+    num_filtered: int = 0
     num_bad: int = 0
     bad: list[str] = field(default_factory=list)
 
@@ -165,7 +177,16 @@ class PieceMaker:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         samples = tally.digest.num_samples
-        return Finished(piece.number, piece.num_rows, samples, tally.tokens, files, tally.num_bad, tuple(tally.bad))
+        return Finished(
+            piece.number,
+            piece.num_rows,
+            samples,
+            tally.tokens,
+            files,
+            tally.num_bad,
+            tuple(tally.bad),
+            tally.num_filtered,
+        )
 
     def _write(self, piece: Piece, folder: Path) -> _Tally:
         tally = _Tally(self._job.max_bad_samples, self._holds_tokens)
@@ -182,21 +203,31 @@ class PieceMaker:
         return tally
 
     def _append(
-        self, sink: ShardSink, samples: Sequence[Sample | Exception], shard: int, row: int, number: int, tally: _Tally
+        self,
+        sink: ShardSink,
+        samples: Sequence[Sample | Exception | None],
+        shard: int,
+        row: int,
+        number: int,
+        tally: _Tally,
     ) -> None:
         """Write a block of samples, whose first is ``row`` of ``shard`` and ``number`` of the source."""
-        good = [(at, each) for at, each in enumerate(samples) if isinstance(each, dict)]
-        results = self._written(sink, [each for _, each in good], [number + at for at, _ in good])
-        written: list[Sample | Exception] = list(samples)
+        good = [(at, sample) for at, sample in enumerate(samples) if isinstance(sample, dict)]
+        results = self._written(sink, [sample for _, sample in good], [number + at for at, _ in good])
+        written: list[Sample | Exception | None] = list(samples)
         for (at, _), result in zip(good, results, strict=True):
             written[at] = result
-        for at, result in enumerate(written):
-            if isinstance(result, Exception):
-                tally.is_bad(f"{self._reading.corpus.shard_name(shard)} row {row + at}", result)
+        for at, each in enumerate(written):
+            if each is None:
+                tally.num_filtered += 1
+            elif isinstance(each, Exception):
+                tally.is_bad(f"{self._reading.corpus.shard_name(shard)} row {row + at}", each)
             else:
-                tally.good(result)
+                tally.good(each)
 
     def _written(self, sink: ShardSink, samples: Sequence[Sample], rows: Sequence[int]) -> Sequence[Sample | Exception]:
+        if not samples:
+            return []
         try:
             return sink.write(samples, rows)
         except (IostackError, OSError):

@@ -47,7 +47,7 @@ def test_shards_of_no_bytes_are_refused(tmp_path: Path) -> None:
 
 def test_of_many_columns_some_are_named(tmp_path: Path) -> None:
     writer = build_writer("parquet", {})
-    sink = writer.open(tmp_path, 0, writer.layout([{f"column{n}": n for n in range(1000)}]))
+    sink = writer.open(tmp_path, 0, writer.layout([{f"column{n}": n for n in range(1000)}], {}))
     (told,) = sink.write([{"other": 1}], [0])
     sink.close()
     assert str(told).endswith("column14, column15 and 984 more: choose with --columns")
@@ -66,7 +66,7 @@ def test_a_column_without_text_names_those_that_there_are(tmp_path: Path) -> Non
 
 def test_keys_that_would_escape_are_bad_samples(tmp_path: Path) -> None:
     writer = build_writer("webdataset", {})
-    sink = writer.open(tmp_path, 0, writer.layout([{"text": "x"}]))
+    sink = writer.open(tmp_path, 0, writer.layout([{"text": "x"}], {}))
     samples = [{"__key__": key, "text": "x"} for key in ["good/key", *HOSTILE_KEYS, "good/key"]]
     first, *bad, twice = sink.write(samples, range(len(samples)))
     sink.close()

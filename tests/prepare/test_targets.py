@@ -165,7 +165,7 @@ def test_row_groups_of_large_tables_are_of_some_mib(tmp_path: Path) -> None:
     writer = build_writer("parquet", {})
     random = np.random.default_rng(0)
     samples = [{"data": random.bytes(1 << 20)} for _ in range(40)]
-    sink = writer.open(tmp_path, 0, writer.layout(samples[:1]))
+    sink = writer.open(tmp_path, 0, writer.layout(samples[:1], {}))
     for start in range(0, 40, 5):
         sink.write(samples[start : start + 5], range(start, start + 5))
     sink.close()

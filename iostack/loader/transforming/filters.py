@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 
-from iostack.corpus.contracts import Sample
+from iostack.corpus.contracts import Filter, Sample
+from iostack.corpus.corpus import Corpus
 from iostack.errors import SampleError
-from iostack.loader.order.planned import PlannedSource
 from iostack.loader.transforming.transforms import refuse_failing_storage
+
+
+class Filtered(Protocol):
+    """A corpus, and what says which of its samples are kept."""
+
+    @property
+    def corpus(self) -> Corpus: ...
+    @property
+    def filters(self) -> Sequence[Filter]: ...
 
 
 class Filtering:
     """The filters of one source, of which all must agree to keep a sample; thread-safe if they are."""
 
-    def __init__(self, source: PlannedSource) -> None:
+    def __init__(self, source: Filtered) -> None:
         self._corpus = source.corpus
         self._filters = source.filters
 
