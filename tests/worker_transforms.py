@@ -184,6 +184,11 @@ def is_long(sample: Sample) -> bool:
     return len(sample["text"]) > 30
 
 
+def is_rare(sample: Sample) -> bool:
+    """A filter of texts that keeps two, nothing of most units."""
+    return sample["n"] in (36, 73)
+
+
 def put_ids(corpus: Any, workers: int, answers: Any) -> None:
     """Put the ids of three batches of ``corpus``, read with workers; the target of a child process."""
     import iostack

@@ -11,7 +11,7 @@ import corpora
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from worker_transforms import Draw, decode_number, is_long, is_third, shout
+from worker_transforms import Draw, decode_number, is_long, is_rare, is_third, shout
 
 import iostack
 from iostack.corpus.index import build_manifest
@@ -127,6 +127,7 @@ _SETTINGS: dict[str, tuple[Callable[[Corpora], Any], dict[str, Any]]] = {
     "bad rows": (lambda c: c["bad"], ROWS),
     "bad rows counted": (lambda c: c["bad counted"], ROWS),
     "filtered texts": (lambda c: c["texts counted"], TEXT | {"filters": [is_long]}),
+    "filtered sparse texts": (lambda c: c["texts counted"], TEXT | {"filters": [is_rare]}),
     "filtered rows": (lambda c: c["tar"], TAR | {"filters": [is_third]}),
     "filtered bad rows": (
         lambda c: c["tar counted"],

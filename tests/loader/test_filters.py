@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import corpora
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worker_transforms import is_third
+from worker_transforms import is_rare, is_third
 
 import iostack
 from iostack.corpus.contracts import Sample
 from iostack.corpus.index import build_manifest
 from iostack.errors import OriginError, PlanError, SettingsError, StateError, SubstitutionError, UsageError
 from iostack.loader.ahead.residency import Residency
+from iostack.loader.ahead.streams import UnitSource
 from iostack.loader.order.planned import Source
+from iostack.plan.units import Unit
 from iostack.testing import check_resume_at_every_step, take_steps
 
 from .pipelines import NUM_ROWS, NUM_TEXTS, ROWS, TAR, TEXT, TOKENS, Corpora, make
@@ -211,3 +214,32 @@ def test_filters_that_cannot_be_are_refused(small: Corpora) -> None:
         iostack.Loader(small["tar"], batch_size=4, filters=[{"name": "length", "colum": "jpg"}])
     with pytest.raises(PlanError, match="how many samples its filters leave"):
         iostack.Loader([Source(small["tar counted"], epochs=1, filters=[is_even]), small["tar"]], batch_size=4)
+
+
+def unchanged(sample: Sample) -> Sample:
+    return sample
+
+
+@pytest.mark.parametrize("pipeline", ["filtered sparse texts", "rows counted of arrow"])
+def test_units_of_which_filters_leave_nothing_are_read_once(
+    small: Corpora, monkeypatch: pytest.MonkeyPatch, pipeline: str
+) -> None:
+    load, empty = UnitSource._load_measured, Counter[int]()  # type: ignore[var-annotated]
+
+    def counted(source: Any, unit: Unit) -> Any:
+        outputs = load(source, unit)
+        empty[unit.number] += not len(outputs)
+        return outputs
+
+    def first_ids(**changes: Any) -> list[Any]:
+        empty.clear()
+        with make(small, pipeline, filters=[is_rare], **changes) as loader:
+            return [batch["sample_ids"].tolist() for batch in islice(loader, 10)]
+
+    monkeypatch.setattr(UnitSource, "_load_measured", counted)
+    found = first_ids()
+    assert sum(count > 0 for count in empty.values()) > 1
+    assert max(empty.values()) <= 8  # each lane may have one ahead before another comes to it
+    if pipeline == "filtered sparse texts":  # a transform may make texts that are long enough in another epoch
+        assert first_ids(transforms=[unchanged]) == found
+        assert max(empty.values()) > 16

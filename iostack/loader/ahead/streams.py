@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from functools import lru_cache
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from iostack.loader.metering.meter import Meter, Pending
 from iostack.loader.threads import Threads, patience_s
 from iostack.plan.units import Unit, UnitPlan
 
+_UNITS_REMEMBERED = 1 << 12
+
 Cursor = tuple[int, int, int]
 """(draw, outputs given of that unit, outputs given in all)."""
 
@@ -30,6 +33,11 @@ class Outputs(Protocol):
     """What one unit gives."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def bad_rows(self) -> Sequence[Any]:
+        """What is reported whenever a lane comes to it."""
+        ...
 
     @property
     def num_bytes(self) -> int:
@@ -56,7 +64,8 @@ class UnitSource(Generic[Given]):
     them. ``epochs`` bounds a finite pass. Units are loaded ahead in the order in which lanes will need them,
     as far as ``lookahead`` has room, by ``threads``, which whoever made them closes, each for as long as its bytes and
     ``slack_s`` allow. ``why_nothing`` gives the error where
-    no unit gives any output, or ``most_in_vain`` units of a lane in a row give none.
+    no unit gives any output, or ``most_in_vain`` units of a lane in a row give none. What filters and skip lists leave of a
+    corpus may stand in few of its units: one that gave nothing is not loaded again, unless it ``varies`` from epoch to epoch.
     """
 
     def __init__(
@@ -74,8 +83,10 @@ class UnitSource(Generic[Given]):
         begin: Callable[[Given], None],
         why_nothing: Callable[[str], IostackError],
         most_in_vain: int,
+        varies: bool = False,
     ) -> None:
         self.units = units
+        self._unit = lru_cache(_UNITS_REMEMBERED)(units.unit)
         self.own_lanes = own_lanes
         self.epochs = epochs
         self._meter = meter
@@ -88,6 +99,8 @@ class UnitSource(Generic[Given]):
         self._coming: deque[tuple[int, int]] = deque()
         self._ahead: dict[tuple[int, int], Pending[Given]] = {}
         self._empty: set[int] = set()
+        self._barren: set[int] = set()
+        self._varies = varies
         self._begin = begin
         self._why_nothing = why_nothing
         self._most_in_vain = most_in_vain
@@ -104,21 +117,18 @@ class UnitSource(Generic[Given]):
         self.stop()
         self._streams = {lane: LaneStream(self, lane, cursor) for lane, cursor in cursors.items()}
         for lane in sorted(self.own_lanes, key=lambda lane: (lane < first_lane, lane)):
-            draw = self.stream(lane).cursor[0]
-            if not self.is_past_end(lane, draw):
-                self._coming.append((lane, draw))
+            self._await_turn(lane, self.stream(lane).cursor[0])
         self._load_ahead()
 
     def outputs(self, lane: int, draw: int) -> Given:
         """Return the outputs of a unit, waiting for them if need be, and let the lane's next be loaded in its turn."""
-        unit = self.units.unit(lane, draw)
+        unit = self._unit(lane, draw)
         pending = self._ahead.pop((lane, draw), None)
         if pending is None:
             pending = self._submit(unit)
             if (lane, draw) in self._coming:
                 self._coming.remove((lane, draw))
-        if not self.is_past_end(lane, draw + 1):
-            self._coming.append((lane, draw + 1))
+        self._await_turn(lane, draw + 1)
         self._load_ahead()
         outputs = pending.result(
             deadline_s=patience_s(int(self._corpus.manifest.bytes[unit.shard])) + self._slack_s,
@@ -127,7 +137,21 @@ class UnitSource(Generic[Given]):
         self._begin(outputs)
         if not len(outputs):
             self._empty.add(unit.number)
+            if not (self._varies or outputs.bad_rows):
+                self._barren.add(unit.number)
         return outputs
+
+    def passes_over(self, lane: int, draw: int) -> bool:
+        """Return whether a unit is known to give nothing; if it was to be loaded, the lane's next is in its place."""
+        if not self._is_barren(lane, draw):
+            return False
+        was_ahead = self._ahead.pop((lane, draw), None) is not None
+        if was_ahead or (lane, draw) in self._coming:
+            if not was_ahead:
+                self._coming.remove((lane, draw))
+            self._await_turn(lane, draw + 1)
+            self._load_ahead()
+        return True
 
     def refuse_nothing(self, lane: int, empty_in_a_row: int) -> None:
         """Raise ``why_nothing`` where no unit gives anything, or where what a lane is dealt never does."""
@@ -148,11 +172,23 @@ class UnitSource(Generic[Given]):
         self._ahead.clear()
         self._streams.clear()
 
+    def _is_barren(self, lane: int, draw: int) -> bool:
+        return bool(self._barren) and self._unit(lane, draw).number in self._barren
+
+    def _await_turn(self, lane: int, draw: int) -> None:
+        """Have a lane's unit loaded in its turn, or the first after it that is not known to give nothing."""
+        for later in range(draw, draw + self.units.num_units):
+            if self.is_past_end(lane, later):
+                return
+            if not self._is_barren(lane, later):
+                self._coming.append((lane, later))
+                return
+
     def _load_ahead(self) -> None:
         num_used = sum(stream.holds_outputs for stream in self._streams.values())
         while self._coming and self._lookahead.has_room(self._ahead.values(), num_used=num_used):
             lane, draw = self._coming.popleft()
-            self._ahead[lane, draw] = self._submit(self.units.unit(lane, draw))
+            self._ahead[lane, draw] = self._submit(self._unit(lane, draw))
 
     def _submit(self, unit: Unit) -> Pending[Given]:
         return self._meter.submit(self._threads, "assemble", self._load_measured, unit, label=lambda: self._name(unit))
@@ -222,7 +258,7 @@ class LaneStream(Generic[Given]):
     def is_finished(self) -> bool:
         """Return whether the finite pass holds no more outputs; loads no unit beyond it."""
         while not self._source.is_past_end(self._lane, self._draw):
-            if self._given < len(self._unit_outputs()):
+            if self._given < self._num_outputs():
                 return False
             self._next_unit()
         return True
@@ -230,11 +266,17 @@ class LaneStream(Generic[Given]):
     def _next_outputs(self) -> Given:
         """Return the outputs of the unit that gives the next output, going on past units that give nothing more."""
         empty_in_a_row = 0
-        while self._given >= len(outputs := self._unit_outputs()):
-            empty_in_a_row = empty_in_a_row + 1 if len(outputs) == 0 else 0
+        while self._given >= (num_outputs := self._num_outputs()):
+            empty_in_a_row = empty_in_a_row + 1 if num_outputs == 0 else 0
             self._source.refuse_nothing(self._lane, empty_in_a_row)
             self._next_unit()
-        return outputs
+        return self._unit_outputs()
+
+    def _num_outputs(self) -> int:
+        """Return how many outputs its unit gives; loads it only where that is not known to be none."""
+        if self._outputs is None and self._source.passes_over(self._lane, self._draw):
+            return 0
+        return len(self._unit_outputs())
 
     def _unit_outputs(self) -> Given:
         if self._outputs is None:

@@ -70,6 +70,7 @@ class TextSource(PackedSource):
             begin=reader.begin,
             why_nothing=reader.why_nothing,
             most_in_vain=source.most_units_in_vain,
+            varies=bool(source.transforms),
         )
         super().__init__(source.number, residency, units)
 
