@@ -12,11 +12,12 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
 from iostack.corpus.contracts import Sample, Transform
-from iostack.corpus.image_header import image_size
+from iostack.corpus.image_header import image_size, is_jpeg
 from iostack.errors import MissingExtraError, SampleError, SettingsError
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
     """uint8[height, width, channels]."""
+    Place = Callable[[int, int], Pixels]
+    """Returns memory for pixels of this height and width."""
 
 _COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
 _LAYOUTS = ("chw", "hwc")
@@ -71,7 +74,7 @@ def build_image(
     if crop is not None and resize is not None and crop > resize:
         raise SettingsError(f"the transform 'image' cannot crop {crop} pixels from {resize}")
     _decoder("simplejpeg"), _decoder("cv2").setNumThreads(1)  # each decoding thread is one already
-    return Image(column, to, resize, crop, random, layout, gray, max_pixels)
+    return (RandomImage if random else Image)(column, to, resize, crop, layout, gray, max_pixels)
 
 
 @dataclass(frozen=True)
@@ -82,22 +85,15 @@ class Image:
     to: str
     resize: int | None
     crop: int | None
-    random: bool
     layout: str
     gray: bool
     max_pixels: int
 
     def __call__(self, sample: Sample) -> Sample:
-        """Decode without drawing: random crops become the middle."""
+        """Return the sample with its image decoded."""
         return self._with(sample, lambda data: self._from_the_middle(data, self.resize or self.crop))
 
-    def with_key(self, sample: Sample, key: int) -> Sample:
-        """Decode, with the random crop and mirroring of this key."""
-        return self._with(sample, lambda data: self._at_random(data, key)) if self.random else self(sample)
-
     def _with(self, sample: Sample, decode: Callable[[bytes], Pixels]) -> Sample:
-        import numpy as np
-
         column = self.column or next((name for name in _COLUMNS if name in sample), "")
         data = sample.get(column)
         if isinstance(data, dict):
@@ -107,52 +103,80 @@ class Image:
             raise SampleError(f"{told}; there are {', '.join(map(str, sample))}")
         pixels = decode(data)
         kept = {name: value for name, value in sample.items() if name != column}
-        pixels = np.ascontiguousarray(pixels)
         return kept | {self.to: pixels.transpose(2, 0, 1) if self.layout == "chw" else pixels}
 
     def _from_the_middle(self, data: bytes, shorter: int | None) -> Pixels:
+        if shorter is None:
+            return self._decode(data, place=self._place)
         pixels = self._decode(data, at_least=shorter)
-        if shorter is not None:
-            height, width = pixels.shape[:2]
-            scale = shorter / min(height, width)
-            pixels = _resized(pixels, max(shorter, round(height * scale)), max(shorter, round(width * scale)))
+        height, width = pixels.shape[:2]
+        scale = shorter / min(height, width)
+        height, width = max(shorter, round(height * scale)), max(shorter, round(width * scale))
         if self.crop is None:
-            return pixels
-        top, left = (pixels.shape[0] - self.crop) // 2, (pixels.shape[1] - self.crop) // 2
-        return pixels[top : top + self.crop, left : left + self.crop]
+            return _resized(pixels, height, width, self._place)
+        pixels = _resized(pixels, height, width)
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        return _copied(pixels[top : top + self.crop, left : left + self.crop], self._place)
+
+    def _place(self, height: int, width: int) -> Pixels:
+        """Return memory for the pixels of the result."""
+        from iostack.batch_memory import array_for
+
+        return array_for(self.to, (height, width, 1 if self.gray else 3), "uint8")
+
+    def _decode(self, data: bytes, *, at_least: int = 0, place: Place | None = None) -> Pixels:
+        """Return the pixels, scaled down while decoding where both sides stay ``at_least`` so long; else in ``place``."""
+        if is_jpeg(data):
+            return self._decode_jpeg(data, at_least, place)
+        kind, height, width = image_size(data)
+        self._refuse_large(height, width)
+        return _decode_any(data, kind, self.gray, place)
+
+    def _decode_jpeg(self, data: bytes, at_least: int, place: Place | None) -> Pixels:
+        simplejpeg = _decoder("simplejpeg")
+        try:
+            height, width, stored_as, _ = simplejpeg.decode_jpeg_header(data)
+            self._refuse_large(height, width)
+            if stored_as == "CMYK":  # which libjpeg-turbo does not turn into RGB
+                return _decode_any(data, "jpeg", self.gray, place)
+            colors = "GRAY" if self.gray else "RGB"
+            buffer = place(height, width) if place else None
+            pixels: Pixels = simplejpeg.decode_jpeg(
+                data, colors, min_height=at_least, min_width=at_least, buffer=buffer
+            )
+        except ValueError as error:
+            raise SampleError(f"a damaged JPEG image: {error}") from error
+        return pixels
+
+    def _refuse_large(self, height: int, width: int) -> None:
+        if height * width > self.max_pixels:
+            raise SampleError(f"an image of {width} x {height} pixels; the limit is {self.max_pixels:,}")
+
+
+class RandomImage(Image):
+    """Draws another crop under each key; called without a key it takes the middle."""
+
+    def with_key(self, sample: Sample, key: int) -> Sample:
+        """Return the sample with the random crop of this key, mirrored or not."""
+        return self._with(sample, lambda data: self._at_random(data, key))
 
     def _at_random(self, data: bytes, key: int) -> Pixels:
         from iostack.plan.keyed import derive_key
 
         assert self.crop is not None
-        pixels = self._decode(data, at_least=None)
+        pixels = self._decode(data)
         top, left, height, width = _random_box(*pixels.shape[:2], key=key)
-        pixels = _resized(pixels[top : top + height, left : left + width], self.crop, self.crop)
-        return pixels[:, ::-1] if derive_key(key, _TRIES) & 1 else pixels
-
-    def _decode(self, data: bytes, *, at_least: int | None) -> Pixels:
-        """Return the pixels; scaled down while decoding where both sides stay ``at_least`` so long."""
-        kind, height, width = image_size(data)
-        if height * width > self.max_pixels:
-            raise SampleError(f"an image of {width} x {height} pixels; the limit is {self.max_pixels:,}")
-        pixels = _decode_jpeg(data, self.gray, at_least or 0) if kind == "jpeg" else None
-        return _decode_any(data, kind, self.gray) if pixels is None else pixels
+        pixels = pixels[top : top + height, left : left + width]
+        if not derive_key(key, _TRIES) & 1:
+            return _resized(pixels, self.crop, self.crop, self._place)
+        # Turning rows around takes numpy 650 us of 224 x 224 pixels, OpenCV 57.
+        mirrored = _decoder("cv2").flip(
+            _resized(pixels, self.crop, self.crop), 1, dst=self._place(self.crop, self.crop)
+        )
+        return _with_channels(mirrored)
 
 
-def _decode_jpeg(data: bytes, gray: bool, at_least: int) -> Pixels | None:
-    """Return the pixels of a JPEG; None for colours that libjpeg-turbo does not turn into RGB (CMYK)."""
-    simplejpeg = _decoder("simplejpeg")
-    colors = "GRAY" if gray else "RGB"
-    try:
-        if simplejpeg.decode_jpeg_header(data)[2] == "CMYK":
-            return None
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colors, min_height=at_least, min_width=at_least)
-    except ValueError as error:
-        raise SampleError(f"a damaged JPEG image: {error}") from error
-    return pixels
-
-
-def _decode_any(data: bytes, kind: str, gray: bool) -> Pixels:
+def _decode_any(data: bytes, kind: str, gray: bool, place: Place | None) -> Pixels:
     import numpy as np
 
     cv2 = _decoder("cv2")
@@ -160,18 +184,36 @@ def _decode_any(data: bytes, kind: str, gray: bool) -> Pixels:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise SampleError(f"a damaged {kind} image of {len(data):,} bytes")
-    decoded: Pixels = pixels[:, :, None] if gray else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    if gray:
+        return _with_channels(pixels)
+    decoded: Pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=place(*pixels.shape[:2]) if place else None)
     return decoded
 
 
-def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
+def _resized(pixels: Pixels, height: int, width: int, place: Place | None = None) -> Pixels:
     """Return the pixels at another size: averaged areas where that is smaller, else linear in between."""
     if pixels.shape[:2] == (height, width):
-        return pixels
+        return _copied(pixels, place) if place else pixels
     cv2 = _decoder("cv2")
     shrinks = height * width < pixels.shape[0] * pixels.shape[1]
-    resized: Pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized[:, :, None] if resized.ndim == 2 else resized
+    resized = cv2.resize(
+        pixels,
+        (width, height),
+        dst=place(height, width) if place else None,
+        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+    )
+    return _with_channels(resized)
+
+
+def _copied(pixels: Pixels, place: Place) -> Pixels:
+    copied = place(*pixels.shape[:2])
+    copied[...] = pixels
+    return copied
+
+
+def _with_channels(pixels: Pixels) -> Pixels:
+    """Return the pixels with an axis of channels, which OpenCV leaves out where there is one."""
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _random_box(height: int, width: int, *, key: int) -> tuple[int, int, int, int]:
@@ -189,6 +231,7 @@ def _random_box(height: int, width: int, *, key: int) -> tuple[int, int, int, in
     return (height - side) // 2, (width - side) // 2, side, side
 
 
+@cache
 def _decoder(module: str) -> Any:
     try:
         return importlib.import_module(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from iostack.batch_memory import BatchMemory
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.metering.meter import Meter
 from iostack.loader.samples.rows import RowReader
@@ -29,6 +30,7 @@ class Desk:
         plan = setup.plan
         self._watch = NotingWatch(notes)
         self._bad_samples = RecordedBadSamples(setup.budget)
+        self._memory = BatchMemory()
         self._rows: dict[int, RowReader] = {}
         self._texts: dict[int, TextReader] = {}
         for source in plan.sources:
@@ -51,7 +53,7 @@ class Desk:
 
     def _result(self, task: Task) -> Any:
         if isinstance(task, BatchTask):
-            return assemble(task, lambda rows: self._rows[rows.number].read(rows))
+            return assemble(task, lambda rows: self._rows[rows.number].read(rows), self._memory)
         return self._texts[task.number].load(task.unit)
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from iostack.batch_memory import BatchMemory
 from iostack.corpus.contracts import Column, Sample
 from iostack.loader.ahead.lookahead import LookAhead
 from iostack.loader.ahead.residency import Residency
@@ -97,6 +98,7 @@ class SampleBatches:
                 self._together = max(1, min(_MOST_TOGETHER, together))
         self._lookahead = LookAhead(most_bytes, mean_batch_bytes * self._together)
         self._disk_waits = DiskWaits()
+        self._memory = BatchMemory()
         self._meter = reading.meter
 
     def batches(self, position: int, end: int | None, cursors: Cursors) -> Generator[LoadedBatch, None, None]:
@@ -116,6 +118,7 @@ class SampleBatches:
                 self._elsewhere.stop()
             self._threads.close()
             self._unit_threads.close()
+            self._memory.clear()
             for source in self._sources:
                 source.stop()
 
@@ -189,7 +192,7 @@ class SampleBatches:
     def _load(self, work: Work) -> list[LoadedBatch]:
         task, step = work.task, self._schedule.topology.batch_size
         with self._disk_waits.watched():
-            columns = self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read)
+            columns = self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read, self._memory)
         batches = [as_tensors(each) for each in columns]
         self._lookahead.measured(sum(map(batch_bytes, batches)))
         return [

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from iostack.batch_memory import begin_sample
 from iostack.corpus.contracts import Column, Sample
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.order.planned import PlannedSource
@@ -61,8 +62,10 @@ class RowReader:
             with stage("decode", samples=len(rows_here), num_bytes=self.residency.stored_bytes(shard, len(rows_here))):
                 if self._transforming.is_needed:
                     epochs = located.epochs[chosen].tolist()
-                    apply = self._transforming.apply
-                    read = [apply(each, epoch, shard, row) for each, epoch, row in zip(read, epochs, rows_here)]
+                    read = [
+                        self._transformed(index, each, epoch, shard, row)
+                        for index, each, epoch, row in zip(chosen.tolist(), read, epochs, rows_here)
+                    ]
             for index, sample in zip(chosen.tolist(), read, strict=True):
                 samples[index] = sample
         if bad := [index for index, sample in enumerate(samples) if isinstance(sample, Exception)]:
@@ -84,6 +87,12 @@ class RowReader:
             return joined(pieces)
         return None
 
+    def _transformed(
+        self, index: int, sample: Sample | Exception, epoch: int, shard: int, row: int
+    ) -> Sample | Exception:
+        begin_sample(index)
+        return self._transforming.apply(sample, epoch, shard, row)
+
     def _replace(self, bad: list[int], samples: list[Any], task: RowsTask) -> Rows:
         """Put substitutes in the place of the bad samples, and return where all samples now stand."""
         located = task.located
@@ -91,6 +100,7 @@ class RowReader:
         for index in bad:
             error = samples[index]
             place = (int(located.epochs[index]), int(shards[index]), int(rows[index]))
+            begin_sample(index)
             samples[index], *instead = self._substitute(error, place, self._substitutes(task, index))
             if task.valid[index]:
                 self._report(error, place[1:], (instead[0], instead[1]))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from iostack.batch_memory import BatchMemory, Places
 from iostack.corpus.contracts import Column, Sample
 from iostack.errors import UsageError
 from iostack.loader.order.schedule import Int64s
@@ -99,21 +100,22 @@ ReadRows = Callable[[RowsTask], tuple[list[Sample] | dict[str, Column], Int64s]]
 """Returns the samples of a task, or its rows as columns, and their identities."""
 
 
-def assemble(task: BatchTask, read: ReadRows) -> list[Columns]:
-    """Return the columns of each batch, with ``valid`` and ``sample_ids``.
+def assemble(task: BatchTask, read: ReadRows, memory: BatchMemory) -> list[Columns]:
+    """Return the columns of each batch, with ``valid`` and ``sample_ids``; transforms may make arrays in ``memory``.
 
     Raises:
         UsageError: the samples have a column of these names.
     """
-    rows, identities = _read_all(task, read)
-    identities[~task.valid] = 0
-    num_rows = len(task.valid) // task.num_batches
-    batches = []
-    for first in range(0, len(task.valid), num_rows):
-        own = slice(first, first + num_rows)
-        batch = collate_columns(rows, own) if isinstance(rows, dict) else collate(rows[own])
-        batches.append(_batch(batch, task.valid[own], identities[own]))
-    return batches
+    with memory.batch(len(task.valid)) as places:
+        rows, identities = _read_all(task, read, places)
+        identities[~task.valid] = 0
+        num_rows = len(task.valid) // task.num_batches
+        batches = []
+        for first in range(0, len(task.valid), num_rows):
+            own = slice(first, first + num_rows)
+            batch = collate_columns(rows, own) if isinstance(rows, dict) else collate(rows[own], places)
+            batches.append(_batch(batch, task.valid[own], identities[own]))
+        return batches
 
 
 def _batch(columns: Columns, valid: NDArray[np.bool_], identities: Int64s) -> Columns:
@@ -126,13 +128,14 @@ def _batch(columns: Columns, valid: NDArray[np.bool_], identities: Int64s) -> Co
     return columns | {"valid": valid, "sample_ids": identities}
 
 
-def _read_all(task: BatchTask, read: ReadRows) -> tuple[list[Sample] | dict[str, Column], Int64s]:
+def _read_all(task: BatchTask, read: ReadRows, memory: Places) -> tuple[list[Sample] | dict[str, Column], Int64s]:
     """Return all rows of a task, as columns where they were read so and are alike, and their identities."""
     if len(task.parts) == 1 and len(task.parts[0][0]) == len(task.valid):
         return read(task.parts[0][1])
     identities = np.zeros(len(task.valid), np.int64)
     parts: list[tuple[Int64s, list[Sample] | dict[str, Column]]] = []
     for places, rows in task.parts:
+        memory.part = places.tolist()
         found, identities[places] = read(rows)
         parts.append((places, found))
     pieces = [Piece(places, found) for places, found in parts if isinstance(found, dict)]
