@@ -117,14 +117,17 @@ class _Tally:
 
     max_bad: int
     holds_tokens: bool
-    digest: SamplesDigest = field(default_factory=SamplesDigest)
+    digest: SamplesDigest | None
+    samples: int = 0
     tokens: int | None = None
     num_filtered: int = 0
     num_bad: int = 0
     bad: list[str] = field(default_factory=list)
 
     def good(self, sample: Sample) -> None:
-        self.digest.add(sample)
+        self.samples += 1
+        if self.digest is not None:
+            self.digest.add(sample)
         if self.holds_tokens:
             self.tokens = (self.tokens or 0) + len(sample["tokens"])
 
@@ -169,18 +172,17 @@ class PieceMaker:
             folder.mkdir(parents=True)
         try:
             tally = self._write(piece, folder)
-            files = self._files(piece, folder) if tally.digest.num_samples else ()
-            if files and self._job.verify:
-                self._verify(piece, folder, tally)
+            files = self._files(piece, folder) if tally.samples else ()
+            if files and tally.digest is not None:
+                self._verify(piece, folder, tally.digest)
             for file in files:
                 self._target.take(folder / file.name, file.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        samples = tally.digest.num_samples
         return Finished(
             piece.number,
             piece.num_rows,
-            samples,
+            tally.samples,
             tally.tokens,
             files,
             tally.num_bad,
@@ -189,7 +191,8 @@ class PieceMaker:
         )
 
     def _write(self, piece: Piece, folder: Path) -> _Tally:
-        tally = _Tally(self._job.max_bad_samples, self._holds_tokens)
+        digest = SamplesDigest() if self._job.verify else None
+        tally = _Tally(self._job.max_bad_samples, self._holds_tokens, digest)
         with disk_errors(str(self._target.staging)):
             sink = self._writer.open(folder, piece.number, self._job.layout)
             try:
@@ -245,24 +248,24 @@ class PieceMaker:
             for name in self._writer.names(piece.number)
         )
 
-    def _verify(self, piece: Piece, folder: Path, tally: _Tally) -> None:
+    def _verify(self, piece: Piece, folder: Path, wanted: SamplesDigest) -> None:
         """Read the shard with its format's own reader and compare all samples with those that were written.
 
         Raises:
             PrepareError: they differ.
         """
         first = self._writer.names(piece.number)[0]
-        written = [(first, (folder / first).stat().st_size, tally.digest.num_samples)]
+        written = [(first, (folder / first).stat().st_size, wanted.num_samples)]
         for name, data in self._writer.summary(self._job.layout, written).items():
             (folder / name).write_bytes(data)
         with open_corpus(folder, format=self._writer.format, cache_dir=folder / ".cache") as corpus:
             read = SamplesDigest()
             for shard in range(corpus.num_shards):
                 _add_all(corpus.open_shard(shard), read, int(_BLOCK_BYTES / max(self._job.row_bytes, 1)))
-        if (read.num_samples, read.value()) != (tally.digest.num_samples, tally.digest.value()):
+        if (read.num_samples, read.value()) != (wanted.num_samples, wanted.value()):
             raise PrepareError(
                 f"{object_uri(self._target.uri, first)}: {read.num_samples:,} samples were read back that are not the "
-                f"{tally.digest.num_samples:,} that were written",
+                f"{wanted.num_samples:,} that were written",
                 hint="check the disk and the memory of this machine; the shard was not kept",
             )
 
