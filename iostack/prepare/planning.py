@@ -29,7 +29,7 @@ from iostack.prepare.named import build_writer
 from iostack.prepare.pieces import Pieces, Run
 from iostack.prepare.target import disk_errors, open_target
 from iostack.prepare.types import KnownTypes
-from iostack.prepare.work import Job, Reading, Source
+from iostack.prepare.work import BadRows, Job, Reading, Source
 
 _TRIAL_PLACES = 8
 _TRIAL_PLACE_BYTES = 128 << 10
@@ -65,7 +65,7 @@ def plan_conversion(
     """Count the source and convert some of its rows for a trial; nothing is written to the target.
 
     Raises:
-        PrepareError: the source is empty, or the target lies in it.
+        PrepareError: the source is empty, the target lies in it, or more rows of the trial are bad than are allowed.
         UsageError: a column cannot be written.
     """
     writer = build_writer(to, writer_options)
@@ -80,7 +80,7 @@ def plan_conversion(
             raise PrepareError(f"{corpus.uri} holds no samples", hint="check the source: iostack inspect URI")
         row_bytes = max(1.0, float(corpus.manifest.bytes.sum()) / total)
         fingerprint = _fingerprint(corpus, counts)
-    trial = _try_rows(Reading(source, row_bytes), counts, int(_TRIAL_PLACE_BYTES / row_bytes))
+    trial = _try_rows(Reading(source, row_bytes), counts, int(_TRIAL_PLACE_BYTES / row_bytes), max_bad_samples)
     layout = writer.layout(trial.samples, trial.types.known())
     bytes_per_row = _trial_bytes(writer, layout, trial, staging.parent) or row_bytes
     pieces = Pieces(counts, max(1, int(shard_bytes / bytes_per_row)))
@@ -148,17 +148,18 @@ def _fingerprint(corpus: Corpus, counts: Sequence[int]) -> str:
 class _Trial:
     """What some rows of the source gave: good samples, how many rows were read for them, bad ones left out, and types."""
 
+    bad: BadRows
     samples: list[Sample] = field(default_factory=list)
     rows: int = 0
     types: KnownTypes = field(default_factory=KnownTypes)
 
 
-def _try_rows(reading: Reading, counts: Sequence[int], place_rows: int) -> _Trial:
+def _try_rows(reading: Reading, counts: Sequence[int], place_rows: int, max_bad_samples: int) -> _Trial:
     """Read so many rows at each of some places spread over the source."""
     total = sum(counts)
     step = max(1, -(-total // _TRIAL_PLACES))
     place_rows = max(1, min(place_rows, step, _MOST_ROWS_OF_A_PLACE))
-    trial = _Trial()
+    trial = _Trial(BadRows(max_bad_samples))
     places = Pieces(counts, step)
     with reading.corpus as corpus:
         for start in range(0, total, step):
@@ -174,8 +175,11 @@ def _try_run(reading: Reading, reader: ShardReader, run: Run, trial: _Trial) -> 
     for row, sample in zip(rows, reader.read(rows), strict=True):
         before = dict(sample) if isinstance(sample, dict) else {}
         made = reading.made(sample, run.shard, row)
-        trial.rows += not isinstance(made, Exception)
-        if isinstance(made, dict):
+        if isinstance(made, Exception):  # if there are too many, nothing needs to be begun
+            trial.bad.add(f"{reading.corpus.shard_name(run.shard)} row {row}", made)
+            continue
+        trial.rows += 1
+        if made is not None:
             trial.samples.append(made)
             trial.types.add_sample(before, made)
 

@@ -112,17 +112,37 @@ class Reading:
 
 
 @dataclass
+class BadRows:
+    """Rows that are left out, of which so many are allowed; the first are named."""
+
+    allowed: int
+    count: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def add(self, where: str, error: Exception) -> None:
+        """Count one, ``where`` being its shard and row.
+
+        Raises:
+            PrepareError: it is one too many.
+        """
+        self.count += 1
+        if len(self.named) < _NAMED_BAD_ROWS:
+            told = error.message if isinstance(error, SampleError) else f"{type(error).__name__}: {error}"
+            self.named.append(told if where.partition(" row ")[0] in told else f"{where}: {told}")
+        if self.count > self.allowed:
+            raise too_many_bad(self.count, self.allowed, self.named[0])
+
+
+@dataclass
 class _Tally:
     """What one piece gave so far."""
 
-    max_bad: int
+    bad: BadRows
     holds_tokens: bool
     digest: SamplesDigest | None
     samples: int = 0
     tokens: int | None = None
     num_filtered: int = 0
-    num_bad: int = 0
-    bad: list[str] = field(default_factory=list)
 
     def good(self, sample: Sample) -> None:
         self.samples += 1
@@ -130,14 +150,6 @@ class _Tally:
             self.digest.add(sample)
         if self.holds_tokens:
             self.tokens = (self.tokens or 0) + len(sample["tokens"])
-
-    def is_bad(self, where: str, error: Exception) -> None:
-        self.num_bad += 1
-        if len(self.bad) < _NAMED_BAD_ROWS:
-            told = error.message if isinstance(error, SampleError) else f"{type(error).__name__}: {error}"
-            self.bad.append(told if where.partition(" row ")[0] in told else f"{where}: {told}")
-        if self.num_bad > self.max_bad:
-            raise too_many_bad(self.num_bad, self.max_bad, self.bad[0])
 
 
 def too_many_bad(count: int, allowed: int, first: str) -> PrepareError:
@@ -185,14 +197,14 @@ class PieceMaker:
             tally.samples,
             tally.tokens,
             files,
-            tally.num_bad,
-            tuple(tally.bad),
+            tally.bad.count,
+            tuple(tally.bad.named),
             tally.num_filtered,
         )
 
     def _write(self, piece: Piece, folder: Path) -> _Tally:
         digest = SamplesDigest() if self._job.verify else None
-        tally = _Tally(self._job.max_bad_samples, self._holds_tokens, digest)
+        tally = _Tally(BadRows(self._job.max_bad_samples), self._holds_tokens, digest)
         with disk_errors(str(self._target.staging)):
             sink = self._writer.open(folder, piece.number, self._job.layout)
             try:
@@ -224,7 +236,7 @@ class PieceMaker:
             if each is None:
                 tally.num_filtered += 1
             elif isinstance(each, Exception):
-                tally.is_bad(f"{self._reading.corpus.shard_name(shard)} row {row + at}", each)
+                tally.bad.add(f"{self._reading.corpus.shard_name(shard)} row {row + at}", each)
             else:
                 tally.good(each)
 

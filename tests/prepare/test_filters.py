@@ -47,7 +47,9 @@ def test_filters_that_keep_nothing_fail_or_cannot_be_parsed_are_told(tmp_path: P
     conversions.write_texts(tmp_path / "texts")
     words = (tmp_path / "texts", tmp_path / "out", "--to", "jsonl", "--jobs", 1, "--filter")
     told = conversions.prepare(*words, '{"name": "where", "column": "x", "op": "==", "value": 1}', code=1)
-    assert "600 bad samples" in told["error"] or "bad sample" in told["error"]
+    assert told["error"].startswith("1 bad sample, none is allowed; the first: ")
+    assert "column 'x'" in told["error"]
+    assert not (tmp_path / "out").exists()
     none = json.dumps({"name": "where", "column": "n", "op": "<", "value": 0})
     told = conversions.prepare(tmp_path / "texts", tmp_path / "none", *words[2:], none, code=1)
     assert told["error"] == f"no sample of {tmp_path / 'texts'} was left to write"
