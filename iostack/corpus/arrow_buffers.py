@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iostack.corpus.arrow_messages import damaged
-from iostack.corpus.arrow_views import as_numbers, views
-from iostack.corpus.contracts import Column
+from iostack.corpus.contracts import Column, Slices
 from iostack.corpus.mapping import Mapped
 from iostack.errors import SampleError
 
@@ -35,6 +34,7 @@ FLAT = frozenset({*_NUMBERS, *_TEXTS})
 """Names of the Arrow types that are read here."""
 
 _NOWHERE = -1
+_LARGEST_INT64 = (1 << 63) - 1
 
 
 def place_buffers(mapped: Mapped, column: Any, layout: str, *, name: str) -> list[int]:
@@ -98,17 +98,18 @@ class FlatColumn:
         return values, bad
 
     def column(self, batches: NDArray[Any], inside: NDArray[Any]) -> Column:
-        """Return the values of the rows as an array, or in a list; None where rows must be looked at one by one."""
+        """Return the values of the rows as an array or as slices; in a list where that cannot be."""
         at = self._first[batches] + inside
         nulls = self._is_null(self._validity[batches], inside) if self._has_nulls else None
-        has_nulls = nulls is not None and bool(nulls.any())
-        if self._is_number:
-            if has_nulls:
-                return self.values(batches, inside)[0]
-            return as_numbers(self._words[at])
-        data = self._data[batches]
-        starts, stops = self._words[at] + data, self._words[at + 1] + data
-        return views(self._mapped, starts, stops, nulls if has_nulls else None, is_text=self._is_text)
+        if not self._is_number:
+            data = self._data[batches]
+            return Slices(self._mapped, self._words[at] + data, self._words[at + 1] + data, nulls, self._is_text)
+        numbers = self._words[at]
+        if nulls is not None and nulls.any():
+            return self.values(batches, inside)[0]
+        if numbers.dtype == np.uint64 and len(numbers) and numbers.max() > _LARGEST_INT64:
+            return numbers.tolist()
+        return np.asarray(numbers, np.float64 if numbers.dtype.kind == "f" else np.int64)
 
     def _is_null(self, validity: NDArray[Any], inside: NDArray[Any]) -> NDArray[np.bool_]:
         bits = self._bytes[np.where(validity < 0, 0, validity + (inside >> 3))] >> (inside & 7).astype(np.uint8)

@@ -5,6 +5,7 @@ URI ──Origin.list──> [ObjectInfo] ──Format.find_shards──> [Shard
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,10 +163,30 @@ class ShardReader(Protocol):
         ...
 
 
-Column = Any
-"""The values of one column, row by row: a list, or an array that stands for the values of its ``tolist`` or ``to_pylist``.
+@dataclass(frozen=True)
+class Slices:
+    """Values that lie in one buffer: row i is ``data[starts[i]:stops[i]]``, bytes or the UTF-8 of text, or None.
 
-NumPy arrays hold Python's numbers: int64, float64 or bool, of one dimension. Arrays of pyarrow may be of any type.
+    ``starts`` and ``stops`` are int64[rows], ``nulls`` is bool[rows] or None where no row is None. That slices lie in the
+    buffer, and text is UTF-8, is seen to where they are read.
+    """
+
+    data: bytes | mmap.mmap
+    starts: NDArray[np.int64]
+    stops: NDArray[np.int64]
+    nulls: NDArray[np.bool_] | None = None
+    is_text: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.starts)
+
+
+Column = Any
+"""The values of one column, row by row, in any of these forms:
+
+a list; a NumPy array of one dimension that holds Python's numbers, as int64, float64 or bool; ``Slices`` of a mapped shard; an
+array of pyarrow, which stands for what its ``to_pylist`` gives.
 """
 
 

@@ -6,6 +6,7 @@ A transform that changes nothing makes a loader read samples: that is what the c
 from __future__ import annotations
 
 import json
+import mmap
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,9 @@ from tables import tables, without_nulls
 
 import iostack
 from iostack.corpus.arrow_reader import ArrowReader
-from iostack.corpus.arrow_views import views
-from iostack.corpus.contracts import Sample
+from iostack.corpus.contracts import Sample, Slices
 from iostack.corpus.index import build_manifest
+from iostack.corpus.slices import gathered
 from iostack.errors import PluginError
 from iostack.loader.order.planning import Source
 from iostack.testing import check_format
@@ -167,18 +168,22 @@ def test_a_reader_whose_columns_are_too_short_is_named(
         _batches(_write(tmp_path, pa.table({"text": ["x"] * 20})))
 
 
-def test_views_reach_beyond_two_gibibytes(tmp_path: Path) -> None:
+def test_slices_reach_beyond_two_gibibytes(tmp_path: Path) -> None:
     places = {5: b"short", 2**30 - 3: b"across a border of buffers", 3 * 2**30 + 7: b"far away, and longer"}
     with (tmp_path / "sparse").open("wb") as file:
         for place, value in places.items():
             file.seek(place)
             file.write(value)
-    mapped = np.memmap(tmp_path / "sparse", np.uint8, "r")
-    starts = np.array(list(places))
-    stops = starts + [len(value) for value in places.values()]
-    assert views(memoryview(mapped), starts, stops, None, is_text=False).to_pylist() == list(places.values())
+    with (tmp_path / "sparse").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        starts = np.array(list(places))
+        stops = starts + [len(value) for value in places.values()]
+        assert gathered([Slices(mapped, starts, stops)], np.array([2, 0, 1])) == [
+            places[at] for at in (3 * 2**30 + 7, 5, 2**30 - 3)
+        ]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 4), (5, 4), (90, 101), (0, 2**31)])
-def test_a_value_that_is_not_in_the_map_is_no_view(start: int, stop: int) -> None:
-    assert views(bytes(100), np.array([0, start]), np.array([20, stop]), None, is_text=True) is None
+def test_a_value_that_is_not_in_its_shard_is_never_looked_at(start: int, stop: int) -> None:
+    inside = Slices(bytes(1000), np.array([0]), np.array([900]))
+    with pytest.raises(ValueError, match="does not lie in its shard"):
+        gathered([inside, Slices(bytes(100), np.array([0, start]), np.array([20, stop]))], np.arange(3))

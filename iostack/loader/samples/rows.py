@@ -74,14 +74,14 @@ class RowReader:
 
     def _read_columns(self, located: Rows) -> dict[str, Column] | None:
         """Return the rows as columns; None where samples must be read, for one reason or another."""
-        pieces = []
+        pieces, num_bytes = [], 0
         for shard, chosen in located.by_shard():
             self._watch.reading(self.number, shard, -1)
             columns = self.residency.read_columns(shard, located.rows[chosen])
             if not columns:
                 return None
             pieces.append(Piece(chosen, columns))
-        num_bytes = sum(self.residency.stored_bytes(shard, len(chosen)) for shard, chosen in located.by_shard())
+            num_bytes += self.residency.stored_bytes(shard, len(chosen))
         with stage("decode", samples=len(located.rows), num_bytes=num_bytes), suppress(*_BAD_VALUES):
             # A value that cannot be converted is found as a sample is made of its row.
             return joined(pieces)

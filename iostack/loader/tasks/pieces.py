@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iostack.corpus.contracts import Column, Sample
+from iostack.corpus.contracts import Column, Sample, Slices
+from iostack.corpus.slices import gathered
 
 Int64s = NDArray[np.int64]
 
@@ -31,12 +32,10 @@ def joined(pieces: Sequence[Piece]) -> dict[str, Column] | None:
     names = list(pieces[0].columns)
     if any(list(piece.columns) != names for piece in pieces[1:]):
         return None
-    order = np.concatenate([piece.places for piece in pieces])
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    # itemgetter takes a third of the time of a comprehension; of a single item it gives no tuple.
-    pick = itemgetter(*inverse.tolist()) if len(order) > 1 else tuple
-    return {name: _joined([piece.columns[name] for piece in pieces], inverse, pick) for name in names}
+    places = np.concatenate([piece.places for piece in pieces])
+    order = np.empty_like(places)
+    order[places] = np.arange(len(places))
+    return {name: _joined([piece.columns[name] for piece in pieces], order) for name in names}
 
 
 def samples_of(columns: Mapping[str, Column]) -> list[Sample]:
@@ -45,30 +44,21 @@ def samples_of(columns: Mapping[str, Column]) -> list[Sample]:
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def _joined(columns: list[Column], inverse: Int64s, pick: Callable[[list[Any]], Iterable[Any]]) -> Column:
-    if all(isinstance(column, np.ndarray) for column in columns) and len({column.dtype for column in columns}) == 1:
-        return np.concatenate(columns)[inverse]
-    if (
-        not any(isinstance(column, list | np.ndarray) for column in columns)
-        and len({column.type for column in columns}) == 1
-    ):
-        return list(pick(_listed(_concatenated(columns))))
-    return list(pick([value for column in columns for value in _listed(column)]))
-
-
-def _concatenated(arrays: list[Any]) -> Any:
-    import pyarrow as pa
-
-    return pa.concat_arrays(arrays)
+def _joined(columns: list[Column], order: Int64s) -> Column:
+    first = columns[0]
+    are_alike = all(type(column) is type(first) for column in columns)
+    if are_alike and isinstance(first, Slices) and len({column.is_text for column in columns}) == 1:
+        return gathered(columns, order)
+    if are_alike and isinstance(first, np.ndarray) and len({column.dtype for column in columns}) == 1:
+        return np.concatenate(columns)[order]
+    values = [value for column in columns for value in _listed(column)]
+    # itemgetter takes a third of the time of a comprehension; of a single item it gives no tuple.
+    return list(itemgetter(*order.tolist())(values)) if len(order) > 1 else values
 
 
 def _listed(column: Column) -> list[Any]:
     if isinstance(column, list):
         return column
-    if isinstance(column, np.ndarray):
-        return list(column.tolist())
-    import pyarrow as pa
-
-    # Views are gathered first, without holding the GIL: it is held half as long then.
-    gathered = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(column.type)
-    return list((column.cast(gathered) if gathered else column).to_pylist())
+    if isinstance(column, Slices):
+        return gathered([column], np.arange(len(column)))
+    return list(column.tolist() if isinstance(column, np.ndarray) else column.to_pylist())
