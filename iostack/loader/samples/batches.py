@@ -194,7 +194,7 @@ class SampleBatches:
         with self._disk_waits.watched():
             columns = self._elsewhere.do(task) if self._elsewhere else assemble(task, self._read, self._memory)
         batches = [as_tensors(each) for each in columns]
-        self._lookahead.measured(batch_bytes(columns[0]) * len(columns))
+        self._lookahead.measured(batch_bytes(columns[0]) * len(columns))  # looking at each value takes 0.1 us
         return [
             LoadedBatch(batch, next_position, work.cursors)
             for batch, next_position in zip(batches, count(task.position + step, step))
