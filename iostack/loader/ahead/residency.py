@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -128,37 +127,38 @@ class Residency:
             IostackError: as ``reader`` does. PluginError: the reader failed in its own way.
         """
         reader = self.reader(shard)
-        with self._reading(shard, rows):
-            return reader.read(rows) if read_by is None else read_by(reader.read)
+        try:
+            with self._reading(shard, len(rows)):
+                return reader.read(rows) if read_by is None else read_by(reader.read)
+        except IostackError:
+            raise
+        except Exception as error:
+            raise self._foreign(error, shard, rows) from error
 
     def read_columns(self, shard: int, rows: Int64s) -> Mapping[str, Column] | None:
         """Return some rows of a shard as columns, as ``read_rows`` does; None where its reader cannot."""
         read_columns = getattr(self.reader(shard), "read_columns", None)  # isinstance of a protocol takes 10 us
         if read_columns is None:
             return None
-        with self._reading(shard, rows):
-            columns: Mapping[str, Column] | None = read_columns(rows)
-            if columns and (lengths := set(map(len, columns.values()))) != {len(rows)}:
-                raise ValueError(f"columns of {sorted(lengths)} rows came")
-            return columns
-
-    @contextmanager
-    def _reading(self, shard: int, rows: Sequence[int] | Int64s) -> Iterator[None]:
         try:
-            with stage(
-                "read",
-                samples=len(rows),
-                num_bytes=self.stored_bytes(shard, len(rows)),
-                label=partial(self.corpus.shard_name, shard),
-            ):
-                yield
+            with self._reading(shard, len(rows)):
+                columns: Mapping[str, Column] | None = read_columns(rows)
+                if columns and (lengths := set(map(len, columns.values()))) != {len(rows)}:
+                    raise ValueError(f"columns of {sorted(lengths)} rows came")
+                return columns
         except IostackError:
             raise
         except Exception as error:
-            name = self.corpus.shard_name(shard)
-            raise PluginError(
-                f"the reader of {name} failed on rows {list(rows)}: {type(error).__name__}: {error}"
-            ) from error
+            raise self._foreign(error, shard, rows.tolist()) from error
+
+    def _reading(self, shard: int, num_rows: int) -> stage:
+        label = partial(self.corpus.shard_name, shard)
+        return stage("read", samples=num_rows, num_bytes=self.stored_bytes(shard, num_rows), label=label)
+
+    def _foreign(self, error: Exception, shard: int, rows: list[int]) -> PluginError:
+        """Return what an error that a reader must not raise becomes."""
+        name = self.corpus.shard_name(shard)
+        return PluginError(f"the reader of {name} failed on rows {rows}: {type(error).__name__}: {error}")
 
     def renew_after_fork(self) -> None:
         """Be able to stop in a forked child, whose threads are gone."""

@@ -20,6 +20,7 @@ from iostack.loader.samples.rows import RowReader
 from iostack.loader.sequences.tokens import locate
 from iostack.loader.sources import IndexedSource, StreamedSource
 from iostack.loader.tasks.task import RowsTask, UnitRows
+from iostack.plan.identity import row_identities
 from iostack.plan.indexed import Rows
 from iostack.plan.units import Unit
 
@@ -45,10 +46,12 @@ class IndexedRows(IndexedSource):
     def plan(self, draws: Draws, valid: np.ndarray, rows: int) -> Iterator[Part]:
         """Yield its part of each ``rows`` of a block; nothing is read yet."""
         located = locate(self._plan, self.residency, draws)
+        identities = row_identities(self.number, located.shards, located.rows)
         for part, places in _cut(draws.places, len(valid), rows):
             of_part = Rows(located.epochs[part], located.shards[part], located.rows[part])
             is_valid = valid[draws.places[part]]
-            yield Part(places, RowsTask(self.number, of_part, is_valid, draws.positions[part]), {})
+            task = RowsTask(self.number, of_part, is_valid, draws.positions[part], identities[part])
+            yield Part(places, task, {})
 
 
 class StreamedRows(StreamedSource[RowUnit]):
@@ -85,12 +88,13 @@ class StreamedRows(StreamedSource[RowUnit]):
             which[taken], draw_of[taken], outputs[taken] = len(units), draw, chosen
             valid[draws.places[taken]] = is_valid
             units.append(given.unit)
+        identities = row_identities(self.number, shards, numbers)
         lane_of = lanes.tolist()
         cursor_of = list(zip(draw_of.tolist(), (outputs + 1).tolist(), (times + 1).tolist(), strict=True))
         for part, places in _cut(draws.places, len(valid), rows):
             located = Rows(epochs[part], shards[part], numbers[part])
             origins = UnitRows(units, which[part], outputs[part], lanes[part], draw_of[part])
-            task = RowsTask(self.number, located, valid[draws.places[part]], origins)
+            task = RowsTask(self.number, located, valid[draws.places[part]], origins, identities[part])
             yield Part(places, task, dict(zip(lane_of[part], cursor_of[part], strict=True)))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from iostack.batch_memory import begin_sample
 from iostack.corpus.contracts import Column, Sample
 from iostack.loader.ahead.residency import Residency
@@ -20,7 +22,7 @@ from iostack.loader.transforming.watch import Watch, read_watched
 from iostack.plan.identity import row_identities
 from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.units import UnitPlan
-from iostack.stages import stage
+from iostack.stages import count, stage
 
 _BAD_VALUES = (ValueError, TypeError, ArithmeticError, NotImplementedError)
 """What pyarrow and datetime raise where a value has no Python object."""
@@ -50,62 +52,70 @@ class RowReader:
 
         Rows come as columns where their reader can give them so, none is bad, and nothing is to be done with samples.
         """
-        located = task.located
+        located, by_shard = task.located, task.located.by_shard()
         if not (self._transforming.is_needed or self._watch.is_careful):
-            columns = self._read_columns(located)
+            columns = self._read_columns(located, by_shard)
             if columns is not None:
-                return columns, row_identities(self.number, located.shards, located.rows)
+                return columns, task.identities
         samples: list[Any] = [None] * len(located.shards)
-        for shard, chosen in located.by_shard():
+        for shard, chosen in by_shard:
             rows_here = located.rows[chosen].tolist()
             read = self._read(shard, rows_here)
-            with stage("decode", samples=len(rows_here), num_bytes=self.residency.stored_bytes(shard, len(rows_here))):
-                if self._transforming.is_needed:
-                    epochs = located.epochs[chosen].tolist()
-                    read = [
-                        self._transformed(index, each, epoch, shard, row)
-                        for index, each, epoch, row in zip(chosen.tolist(), read, epochs, rows_here)
-                    ]
+            if self._transforming.is_needed:
+                read = self._transformed(chosen.tolist(), read, located.epochs[chosen].tolist(), shard, rows_here)
             for index, sample in zip(chosen.tolist(), read, strict=True):
                 samples[index] = sample
+        if not self._transforming.is_needed:
+            count("decode", samples=len(samples), num_bytes=self._stored_bytes(by_shard))
         if bad := [index for index, sample in enumerate(samples) if isinstance(sample, Exception)]:
-            located = self._replace(bad, samples, task)
-        return samples, row_identities(self.number, located.shards, located.rows)
+            return samples, self._replace(bad, samples, task)
+        return samples, task.identities
 
-    def _read_columns(self, located: Rows) -> dict[str, Column] | None:
+    def _transformed(
+        self,
+        places: list[int],
+        samples: Sequence[Sample | Exception],
+        epochs: list[int],
+        shard: int,
+        rows: list[int],
+    ) -> list[Sample | Exception]:
+        """Return what the transforms make of samples of a shard, which will stand at ``places`` of the task."""
+        transformed = []
+        with stage("decode", samples=len(rows), num_bytes=self.residency.stored_bytes(shard, len(rows))):
+            for place, sample, epoch, row in zip(places, samples, epochs, rows, strict=True):
+                begin_sample(place)
+                transformed.append(self._transforming.apply(sample, epoch, shard, row))
+        return transformed
+
+    def _read_columns(self, located: Rows, by_shard: Sequence[tuple[int, Int64s]]) -> dict[str, Column] | None:
         """Return the rows as columns; None where samples must be read, for one reason or another."""
-        pieces, num_bytes = [], 0
-        for shard, chosen in located.by_shard():
+        pieces = []
+        for shard, chosen in by_shard:
             self._watch.reading(self.number, shard, -1)
             columns = self.residency.read_columns(shard, located.rows[chosen])
             if not columns:
                 return None
             pieces.append(Piece(chosen, columns))
-            num_bytes += self.residency.stored_bytes(shard, len(chosen))
-        with stage("decode", samples=len(located.rows), num_bytes=num_bytes), suppress(*_BAD_VALUES):
+        with stage("decode", samples=len(located.rows), num_bytes=self._stored_bytes(by_shard)), suppress(*_BAD_VALUES):
             # A value that cannot be converted is found as a sample is made of its row.
             return joined(pieces)
         return None
 
-    def _transformed(
-        self, index: int, sample: Sample | Exception, epoch: int, shard: int, row: int
-    ) -> Sample | Exception:
-        begin_sample(index)
-        return self._transforming.apply(sample, epoch, shard, row)
+    def _stored_bytes(self, by_shard: Sequence[tuple[int, Int64s]]) -> int:
+        return sum(self.residency.stored_bytes(shard, len(chosen)) for shard, chosen in by_shard)
 
-    def _replace(self, bad: list[int], samples: list[Any], task: RowsTask) -> Rows:
-        """Put substitutes in the place of the bad samples, and return where all samples now stand."""
-        located = task.located
-        shards, rows = located.shards.copy(), located.rows.copy()
+    def _replace(self, bad: list[int], samples: list[Any], task: RowsTask) -> Int64s:
+        """Put substitutes in the place of the bad samples, and return the identities of all."""
+        located, identities = task.located, task.identities.copy()
         for index in bad:
             error = samples[index]
-            place = (int(located.epochs[index]), int(shards[index]), int(rows[index]))
+            place = (int(located.epochs[index]), int(located.shards[index]), int(located.rows[index]))
             begin_sample(index)
-            samples[index], *instead = self._substitute(error, place, self._substitutes(task, index))
+            samples[index], shard, row = self._substitute(error, place, self._substitutes(task, index))
             if task.valid[index]:
-                self._report(error, place[1:], (instead[0], instead[1]))
-            shards[index], rows[index] = instead
-        return Rows(located.epochs, shards, rows)
+                self._report(error, place[1:], (shard, row))
+            identities[index] = row_identities(self.number, np.asarray([shard]), np.asarray([row]))[0]
+        return identities
 
     def _read(self, shard: int, rows: list[int]) -> Sequence[Sample | Exception]:
         self._watch.reading(self.number, shard, -1)

@@ -57,13 +57,14 @@ class RowsTask:
     """The rows that the source ``number`` gives to a batch.
 
     Bad ones are reported where they are ``valid``. ``origins`` say what may stand in for each: positions of the source's
-    plan, or for a corpus without counts the outputs of units.
+    plan, or for a corpus without counts the outputs of units. ``identities`` are those of the rows.
     """
 
     number: int
     located: Rows
     valid: NDArray[np.bool_]
     origins: Int64s | UnitRows
+    identities: Int64s
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def assemble(task: BatchTask, read: ReadRows, memory: BatchMemory) -> list[Colum
     """
     with memory.batch(len(task.valid)) as places:
         rows, identities = _read_all(task, read, places)
-        identities[~task.valid] = 0
+        identities = np.where(task.valid, identities, 0)
         num_rows = len(task.valid) // task.num_batches
         batches = []
         for first in range(0, len(task.valid), num_rows):
