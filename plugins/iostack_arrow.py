@@ -36,14 +36,16 @@ class Arrow:
         return [Shard(info) for info in objects if info.path.lower().endswith(_SUFFIXES) and _is_data(info, saved)]
 
     def count(self, shard: Shard, origin: Origin) -> Counts | None:
-        from iostack.corpus.arrow_messages import messages
+        from iostack.corpus.arrow_messages import messages, read_schema
+        from iostack.corpus.arrow_types import kind_of
         from iostack.corpus.mapping import map_shard
 
         if (local := origin.local_path(shard.object.path)) is None:
             return None
         name = f"{origin.uri} {shard.object.path}"
-        found = messages(map_shard(local, name=name), name=name)
-        return Counts(sum(message.num_rows for message in found if message.is_batch))
+        mapped = map_shard(local, name=name)
+        kinds = {field.name: kind_of(field.type) for field in read_schema(mapped, name=name)}
+        return Counts(sum(each.num_rows for each in messages(mapped, name=name) if each.is_batch), kinds=kinds)
 
     def unpacking(self, columns: Columns) -> Unpacking:
         from iostack.corpus.arrow_unpack import arrow_batches, arrow_needs_unpacking, unpacking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from iostack import hookimpl
 from iostack.cache.residency import Unpacking
@@ -33,14 +34,12 @@ class Parquet:
         return shards
 
     def count(self, shard: Shard, origin: Origin) -> Counts | None:
-        from iostack.corpus.parquet_footer import read_footer
+        from iostack.corpus.parquet_footer import kinds_of, read_footer
 
         name = f"{origin.uri} {shard.object.path}"
-        return Counts(
-            read_footer(
-                lambda start, stop: origin.read(shard.object.path, start, stop), shard.object.bytes, name
-            ).num_rows
-        )
+        read = partial(origin.read, shard.object.path)
+        footer = read_footer(read, shard.object.bytes, name)
+        return Counts(footer.num_rows, kinds=kinds_of(footer, name))
 
     def unpacking(self, columns: Columns) -> Unpacking:
         from iostack.corpus.arrow_unpack import unpacking

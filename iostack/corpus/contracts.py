@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -117,10 +117,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a shard holds. ``tokens`` is None except in token streams."""
+    """What a shard holds. ``tokens`` is None except in token streams.
+
+    ``kinds`` says of a shard of columns what each holds, as ``TableReader.kinds`` does, where counting it showed that too.
+    """
 
     samples: int
     tokens: int | None = None
+    kinds: Mapping[str, str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

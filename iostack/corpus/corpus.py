@@ -6,7 +6,7 @@ import operator
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from iostack.corpus.contracts import (
 from iostack.corpus.damage import or_damage, refuse_damaged
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import Detected, detect, format_named
+from iostack.corpus.kinds import Kinds
 from iostack.corpus.manifest import Manifest, load_manifest, manifest_of
 from iostack.corpus.mapping import allow_many_files
 from iostack.corpus.place import Place
@@ -114,7 +115,7 @@ class Corpus:
         self._is_forked = False
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._readers_lock = threading.Lock()
-        self._kinds: tuple[int, Mapping[str, str]] | None = None
+        self._kinds = Kinds(self.shard_name)
         self._opening = [threading.Lock() for _ in range(_OPENING_LOCKS)]
         renew_in_children(self)
 
@@ -195,7 +196,8 @@ class Corpus:
             reader = self.format.open(files)
             self._check_counts(shard, reader.counts)
             if isinstance(reader, TableReader):
-                self._check_kinds(shard, reader.kinds)
+                with self._readers_lock:
+                    self._kinds.meet(shard, reader.kinds)
             with self._readers_lock:
                 self._readers[shard] = reader
                 while len(self._readers) > _OPEN_READERS:
@@ -274,21 +276,6 @@ class Corpus:
                 f"{self.shard_name(shard)} holds {found.samples:,} samples, the manifest says {known.samples:,}",
                 hint=f"run: iostack index {self.uri}",
             )
-
-    def _check_kinds(self, shard: int, found: Mapping[str, str]) -> None:
-        """Compare the columns of a shard with those of the first one that was opened."""
-        with self._readers_lock:
-            if self._kinds is None:
-                self._kinds = shard, found
-            first, known = self._kinds
-        for column in {**known, **found}:
-            kinds = known.get(column), found.get(column)
-            if kinds[0] != kinds[1] and "null" not in kinds:
-                told = [f"is {kind} in {self.shard_name(at)}" for kind, at in zip(kinds, (first, shard), strict=True)]
-                raise ShardError(
-                    f"the column {column!r} {' and '.join(told)}".replace("is None in", "is missing in"),
-                    hint="keep shards of one schema in a corpus, or choose the columns that they share (columns)",
-                )
 
 
 def _as_columns(columns: Sequence[str] | None) -> Columns:

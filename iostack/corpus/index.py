@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iostack.cache.folder import cache_folder
-from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard, TableFormat
+from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard, TableFormat, TableReader
 from iostack.corpus.damage import or_damage, refuse_damaged
 from iostack.corpus.deadline import in_threads
-from iostack.corpus.detect import detect
+from iostack.corpus.detect import Detected, detect
+from iostack.corpus.kinds import Kinds
 from iostack.corpus.manifest import SIDECAR, Manifest, manifest_of
 from iostack.corpus.place import Place
 from iostack.errors import CacheError, CorpusError, ShardError
@@ -36,6 +37,7 @@ def build_manifest(
     uri: str | os.PathLike[str],
     *,
     format: str | None = None,
+    columns: Sequence[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     threads: int = _THREADS,
     progress: Progress | None = None,
@@ -44,9 +46,10 @@ def build_manifest(
     """List a corpus, count the shards that the manifest does not know as they are, and write the manifest.
 
     It goes beside the corpus, or into the cache folder where the corpus cannot be written to; it is replaced as a whole.
+    Shards of columns must have the same, of the same kinds: all of them, or ``columns`` alone.
 
     Raises:
-        CorpusError: as ``open_corpus``, and where shards cannot be read: all are looked at first.
+        CorpusError: as ``open_corpus``, and where shards cannot be read, or differ: all are looked at first.
     """
     place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
     found = detect(place.origin.list(), format=format, uri=place.uri)
@@ -72,6 +75,7 @@ def build_manifest(
         num_done += 1
         show()
     refuse_damaged([damaged.get(number) for number in range(len(counts))], uri=place.uri)
+    _refuse_drift(place, found, counts, changed, columns)
     manifest = manifest_of(found.format.name, found.shards, counts)
     if before is not None and not changed and before.fingerprint == manifest.fingerprint:
         return Indexed(before, _manifest_file(place), 0, found.ignored)
@@ -87,9 +91,32 @@ def _count(place: Place, format: Format, shard: Shard) -> Counts:
         return counts
     reader = format.open(place.shard_files(shard, format))
     try:
-        return reader.counts
+        return replace(reader.counts, kinds=reader.kinds) if isinstance(reader, TableReader) else reader.counts
     finally:
         reader.close()
+
+
+def _refuse_drift(
+    place: Place,
+    found: Detected,
+    counts: Sequence[Counts | None],
+    changed: Sequence[int],
+    columns: Sequence[str] | None,
+) -> None:
+    """Compare the columns of the shards that were counted now with each other, and with one that was known before."""
+    from iostack.corpus.arrow_unpack import chosen_columns
+
+    seen = {
+        number: counted for number in changed if (counted := counts[number]) is not None and counted.kinds is not None
+    }
+    before = next((number for number in range(len(counts)) if number not in seen), None)
+    if seen and before is not None and (again := found.format.count(found.shards[before], place.origin)) is not None:
+        seen[before] = again
+    kinds = Kinds(lambda number: place.name(found.shards[number].object.path))
+    for number, counted in sorted(seen.items()):
+        own = counted.kinds or {}
+        chosen = own if columns is None else chosen_columns(tuple(columns), list(own), name=kinds.name(number))
+        kinds.meet(number, {column: own[column] for column in chosen})
 
 
 def _manifest_before(place: Place) -> Manifest | None:

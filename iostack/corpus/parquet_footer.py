@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iostack.corpus.arrow_messages import damaged
+from iostack.corpus.arrow_types import kind_of
 from iostack.corpus.arrow_unpack import UnpackedLimit, chosen_columns, empty_batch, table_errors
 from iostack.corpus.contracts import Columns
 
@@ -46,6 +47,16 @@ def read_footer(read: Callable[[int, int], bytes], size: int, name: str) -> Any:
         if any(not 0 <= count <= _ROWS_LIMIT for count in rows) or sum(rows) != metadata.num_rows:
             raise damaged(name, f"{metadata.num_rows:,} rows in row groups of {rows[:4]}")
     return metadata
+
+
+def kinds_of(footer: Any, name: str) -> dict[str, str]:
+    """Return what each column holds, as readers tell it.
+
+    Raises:
+        ShardError: the schema is damaged.
+    """
+    with table_errors(name):
+        return {field.name: kind_of(field.type) for field in footer.schema.to_arrow_schema()}
 
 
 def parquet_batches(path: Path, columns: Columns, *, name: str) -> Iterator[Any]:

@@ -199,6 +199,33 @@ def test_shards_of_other_types_or_columns_are_refused_with_both_names(tmp_path: 
         corpus.open_shard(1)
 
 
+@pytest.mark.parametrize("writer", ["parquet", "file", "lz4"])
+def test_indexing_finds_shards_whose_columns_differ_and_names_both(tmp_path: Path, writer: str) -> None:
+    suffix, write = WRITERS[writer]
+    for name, table in {
+        "a": pa.table({"a": pa.nulls(1), "b": [2]}),
+        "b": pa.table({"a": [1], "b": [2]}),
+        "c": pa.table({"a": ["x"], "b": [3]}),
+    }.items():
+        write(table, tmp_path / f"{name}{suffix}")
+    with pytest.raises(ShardError, match=rf"'a' is int in .*b\{suffix} and is string in .*c\{suffix}$"):
+        build_manifest(tmp_path)
+    assert build_manifest(tmp_path, columns=["b"]).manifest.total_samples == 3
+    write(pa.table({"b": [1]}), tmp_path / f"d{suffix}")
+    with pytest.raises(UsageError, match="no column 'bb'"):
+        build_manifest(tmp_path, columns=["bb"])
+
+
+def test_a_shard_that_is_added_to_an_index_is_compared_with_those_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
+    build_manifest(tmp_path)
+    pq.write_table(pa.table({"a": [1], "b": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(ShardError, match=r"'b' is missing in .*a\.parquet and is int in .*b\.parquet"):
+        build_manifest(tmp_path)
+    pq.write_table(pa.table({"a": [2]}), tmp_path / "b.parquet")
+    assert build_manifest(tmp_path).manifest.total_samples == 2
+
+
 def test_integers_of_another_size_and_columns_of_nulls_go_together(tmp_path: Path) -> None:
     first = pa.table({"a": pa.array([1], pa.int32()), "b": pa.array(["x"]), "c": pa.nulls(1)})
     second = pa.table({"a": pa.array([2], pa.int64()), "b": pa.array(["y"], pa.large_string()), "c": [3]})
