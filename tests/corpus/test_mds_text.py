@@ -104,17 +104,41 @@ def test_damaged_files_are_named(tmp_path: Path, damaged: str, change: str) -> N
         read_all(folder)
 
 
-@pytest.mark.parametrize("line", ["1,2", "1,2,3,4", "x,2.0,text", "1,x,text", "\udcff,1.0,x", ""])
-def test_a_row_that_is_none_is_a_bad_sample(tmp_path: Path, line: str) -> None:
-    folder = write(tmp_path / "mds", "csv", rows(3))
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("1.50,2", "2 values for 3 columns"),
+        ("1,2,3,4", "4 values for 3 columns"),
+        ("x,2,long", "could not convert string to float"),
+        ("0.5,x,hi", "invalid literal for int"),
+        ("\udcff,1,long", "can't decode byte"),
+    ],
+)
+def test_a_row_that_is_none_is_a_bad_sample(tmp_path: Path, line: str, reason: str) -> None:
+    samples = [{"i": 1, "t": "x" * 20, "f": 1.5}, *rows(3)]
+    folder = write(tmp_path / "mds", "csv", samples)
     path = folder / "shard.00000.csv"
     header, first, *others = path.read_bytes().split(b"\n")
-    broken = line.encode(errors="surrogateescape").ljust(len(first), b",")[: len(first)]
+    broken = line.encode(errors="surrogateescape").ljust(len(first), b"x")
     path.write_bytes(b"\n".join([header, broken, *others]))
     bad, *good = read_all(folder)
     assert isinstance(bad, SampleError)
     assert "shard.00000.csv: row 0: " in bad.message
-    assert good == rows(3)[1:]
+    assert reason in bad.message
+    assert good == samples[1:]
+
+
+def test_rows_that_lie_outside_of_the_shard_or_not_in_order_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "mds", "csv", rows(3))
+    meta = folder / "shard.00000.csv.meta"
+    data = meta.read_bytes()
+    for at, value in ((16, 2**32 - 1), (8, 0)):
+        meta.write_bytes(data[:at] + value.to_bytes(4, "little") + data[at + 4 :])
+        with pytest.raises(ShardError, match=r"csv.meta: rows that lie outside of the shard or not in order"):
+            read_all(folder)
+    meta.write_bytes((2).to_bytes(4, "little") + data[4:])
+    with pytest.raises(ShardError, match=r"csv.meta: it does not place the 3 rows that index.json says"):
+        read_all(folder)
 
 
 @pytest.mark.parametrize("value", ["[1, 2]", "7", "NaN", "{", "", "[" * 200])
