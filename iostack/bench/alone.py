@@ -24,6 +24,7 @@ from iostack.loader.loader import Loader
 from iostack.loader.tasks.batch_bytes import batch_bytes
 from iostack.loader.tasks.collate import as_tensors, collate
 from iostack.loader.transforming.transforms import Transforming
+from iostack.stopping import refuse_if_stopped
 
 FETCH_THREADS = 4
 _ROWS, _MOST_SAMPLES, _MOST_SAMPLE_BYTES = 64, 512, 64 << 20
@@ -84,7 +85,10 @@ class Stages:
         path = self._corpus.local_files(shard).path
         size = path.stat().st_size
         if size >= 8:
-            np.memmap(path, np.uint64, mode="r", shape=(size // 8,)).sum()
+            mapped = np.memmap(path, np.uint64, mode="r", shape=(size // 8,))
+            for start in range(0, len(mapped), _BLOCK_BYTES):
+                refuse_if_stopped()
+                mapped[start : start + _BLOCK_BYTES].sum()
         return int(self._corpus.manifest.bytes[shard]), size
 
     def _origin(self, folder: Path) -> Work:
@@ -97,7 +101,7 @@ class Stages:
                 with local.open("rb", buffering=0) as file:
                     buffer = bytearray(min(_BLOCK_BYTES, max(1, item.bytes)))
                     while file.readinto(buffer):
-                        pass
+                        refuse_if_stopped()
             else:
                 origin.fetch(item.path, copy := folder / f"{turn}.fetched")
                 copy.unlink()

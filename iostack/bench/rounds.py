@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+
+from iostack.loader.threads import Threads
+from iostack.stopping import refuse_if_stopped
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def measure(work: Work, *, threads: int, seconds: float, samples_per_byte: float
     def repeat() -> tuple[float, int]:
         stored, num_bytes = 0.0, 0
         while True:
+            refuse_if_stopped()
             with lock:
                 turn = next(turns)
             done = work(turn)
@@ -52,8 +55,11 @@ def measure(work: Work, *, threads: int, seconds: float, samples_per_byte: float
             if time.perf_counter() >= deadline:
                 return stored, num_bytes
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="iostack-bench") as pool:
+    pool = Threads(threads, "bench")
+    try:
         done = [each.result() for each in [pool.submit(repeat) for _ in range(threads)]]
+    finally:
+        pool.close()
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before
     samples = samples_per_byte * sum(each[0] for each in done)
     return Speed(samples, sum(each[1] for each in done), wall_s, cpu_s, threads)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from iostack.errors import CacheError, ShardError
+from iostack.stopping import refuse_if_stopped
 
 _BLOCK_BYTES = 1 << 20
 _RATIO_LIMIT = 1000
@@ -31,6 +32,7 @@ def decompress(source: Path, destination: Path, *, kind: str, name: str, free_fl
     written = next_check = 0
     with source.open("rb") as compressed, destination.open("wb") as output:
         for block in _raw_snappy(compressed, name) if kind == "snappy" else _frames(compressed, name, kind):
+            refuse_if_stopped()
             written += len(block)
             if written > limit:
                 raise ShardError(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from iostack.errors import OriginError
+from iostack.stopping import refuse_if_stopped
 
 _POLL_S = 0.05
 
@@ -52,6 +53,7 @@ def _lock_file(target: Path) -> Path:
 def _acquire(target: Path, waits_for: str, patience_s: float) -> int:
     seen, deadline = -1, time.monotonic() + patience_s
     while (descriptor := _try_lock(target)) is None:
+        refuse_if_stopped()
         if (progress := _filled_bytes(target)) != seen:
             seen, deadline = progress, time.monotonic() + patience_s
         elif time.monotonic() > deadline:

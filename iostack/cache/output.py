@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iostack.errors import CacheError
+from iostack.stopping import refuse_if_stopped
 
 _CHECK_DISK_EVERY_BYTES = 64 << 20
 
@@ -27,6 +28,7 @@ class RoomyFile(io.FileIO):
 
     def write(self, data: Any, /) -> int:
         """Write all of ``data``; return its bytes."""
+        refuse_if_stopped()
         view = memoryview(data).cast("B")
         if self._written + len(view) > self._next_check:
             self._check_disk(len(view))

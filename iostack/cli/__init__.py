@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import click
 
 from iostack import __version__
+from iostack.cli.interrupts import Interrupts, end_at_once
 from iostack.errors import DamagedShardsError, IostackError, UsageError, redact
 from iostack.registry import registry
 
@@ -67,17 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 the world was wrong, 2 the request was, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    is_process = arguments is None
+    interrupts = Interrupts()
+    if is_process:
+        interrupts.install()
     _log_to_stderr()
     try:
         code = cli.main([word for word in words if word != "--debug"], prog_name="iostack", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, click.Abort):
-        return 130
+        return end_at_once(130) if is_process else 130
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 (every error ends here, as one line)
+        if interrupts.came:
+            end_at_once(130)
         if debug:
             click.echo(redact(traceback.format_exc()), err=True)
         return _tell(error)

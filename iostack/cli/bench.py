@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iostack.cli.interrupts import nothing_has_begun
 from iostack.cli.options import chosen_columns, columns_option, corpus_options, operator_specs, storage_options
 
 if TYPE_CHECKING:
@@ -94,11 +95,12 @@ def bench(
     rest, since it waits for the first shards. What was fetched before is in the cache folder and not fetched again. Then
     each stage is measured alone, on the same data with the same threads.
     """
-    from iostack.bench.picture import check_picture, draw
-    from iostack.bench.report import report
-    from iostack.bench.whole import simulate, take_batches
-    from iostack.corpus.corpus import open_corpus
-    from iostack.loader.loader import Loader
+    with nothing_has_begun():
+        from iostack.bench.picture import check_picture, draw
+        from iostack.bench.report import report
+        from iostack.bench.whole import simulate, take_batches
+        from iostack.corpus.corpus import open_corpus
+        from iostack.loader.loader import Loader
 
     if picture is not None:
         check_picture(picture)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
+from iostack.stopping import refuse_if_stopped
+
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LOOK_EVERY_S = 1.0
 _TICK_S = 0.2
 
 
@@ -25,11 +26,13 @@ def within(call: Callable[[], R], *, patience_s: float, progress: Callable[[], o
 
     Raises:
         TimeoutError: it took ``patience_s`` since it began or since ``progress()`` last gave another value.
+        Stopped: nobody waits for this thread any more.
     """
     answer: Future[R] = Future()
     threading.Thread(target=_answer, args=(answer, call), name="iostack-call", daemon=True).start()
     seen, deadline = progress(), time.monotonic() + patience_s
-    while not wait([answer], timeout=min(_LOOK_EVERY_S, patience_s)).done:
+    while not wait([answer], timeout=min(_TICK_S, patience_s)).done:
+        refuse_if_stopped()
         if (now := progress()) != seen:
             seen, deadline = now, time.monotonic() + patience_s
         elif time.monotonic() >= deadline:

@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from iostack.errors import CorpusError
+from iostack.stopping import stop_this_thread_by
 
 log = logging.getLogger("iostack.loader")
 
@@ -38,6 +39,7 @@ class Threads:
         self._number = number
         self._name = name
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
+        self._stop = threading.Event()
         self._running: list[threading.Thread] = []
 
     def submit(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
@@ -46,16 +48,17 @@ class Threads:
         self._queue.put((future, work, arguments))
         if len(self._running) < self._number:
             name = f"iostack-{self._name}-{len(self._running)}"
-            thread = threading.Thread(target=_serve, args=(self._queue,), name=name, daemon=True)
+            thread = threading.Thread(target=_serve, args=(self._queue, self._stop), name=name, daemon=True)
             self._running.append(thread)  # first: Ctrl-C may interrupt its start, and `close` must end it too
             _open.add(self)
             thread.start()
         return future
 
     def close(self) -> None:
-        """Drop the work that has not begun and wait for the rest; more work later starts new threads."""
+        """Drop the work that has not begun and wait for the rest, which may end early; more work later starts new threads."""
         queue, running = self._queue, self._running
-        self._queue, self._running = SimpleQueue(), []
+        self._stop.set()
+        self._queue, self._running, self._stop = SimpleQueue(), [], threading.Event()
         _end(queue, len(running))
         deadline = time.monotonic() + _CLOSING_S
         for thread in running:
@@ -78,8 +81,9 @@ def _close_all() -> None:
         threads.close()
 
 
-def _serve(queue: SimpleQueue[Work | None]) -> None:
+def _serve(queue: SimpleQueue[Work | None], stop: threading.Event) -> None:
     """Do what comes through the queue, until None does."""
+    stop_this_thread_by(stop)
     while (item := queue.get()) is not None:
         future, work, arguments = item
         if future.set_running_or_notify_cancel():
