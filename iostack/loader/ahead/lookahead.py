@@ -34,6 +34,6 @@ class LookAhead:
             return True
         loaded_bytes = self._measured_bytes if self._measured_bytes is not None else self._guessed_bytes
         loading_bytes = max(loaded_bytes, self._guessed_bytes)
-        num_loading = sum(not each.future.done() for each in pending)
+        num_loading = sum(not each.is_done for each in pending)
         num_loaded = len(pending) - num_loading + (num_used if self._counts_used else 0)
         return (num_loading + 1) * loading_bytes + num_loaded * loaded_bytes <= self._most_bytes

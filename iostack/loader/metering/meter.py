@@ -37,9 +37,12 @@ class StageFigures:
 class Pending(Generic[Result]):
     """Work in a thread, and the tally of what it does."""
 
-    def __init__(self, future: Future[Result], tally: Tally) -> None:
-        self.future = future
+    future: Future[Result]
+
+    def __init__(self, tally: Tally) -> None:
         self.tally = tally
+        self.is_done = False
+        """Asked of all pending works for each batch: ``future.done()`` would take a lock for each."""
 
     def result(self, *, deadline_s: float, awaited: Callable[[], str]) -> Result:
         """Return the result as ``wait_for`` does; the wait goes to the stages that the work was busy with."""
@@ -71,8 +74,9 @@ class Meter:
         self, threads: Threads, base: str, work: Callable[..., Result], *arguments: object, label: Label | None = None
     ) -> Pending[Result]:
         """Let ``threads`` do ``work(*arguments)``; what no stage inside claims counts as ``base``."""
-        tally = Tally(base, self.sink)
-        return Pending(threads.submit(self._tallied, tally, label, work, *arguments), tally)
+        pending: Pending[Result] = Pending(Tally(base, self.sink))
+        pending.future = threads.submit(self._tallied, pending, label, work, *arguments)
+        return pending
 
     def add(self, tally: Tally) -> None:
         """Add what a work did."""
@@ -141,9 +145,12 @@ class Meter:
             self._bytes[stage] += num_bytes
         self.cache_misses += tally.brought
 
-    def _tallied(self, tally: Tally, label: Label | None, work: Callable[..., Result], *arguments: object) -> Result:
+    def _tallied(
+        self, pending: Pending[Result], label: Label | None, work: Callable[..., Result], *arguments: object
+    ) -> Result:
         try:
-            with tallying(tally, label):
+            with tallying(pending.tally, label):
                 return work(*arguments)
         finally:
-            self.add(tally)
+            self.add(pending.tally)
+            pending.is_done = True

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import BinaryIO
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+SMALL_BYTES = 1 << 18
+"""What is no larger goes through the kernel at once: most messages are ten arrays of 100 bytes each."""
 _KEPT_BYTES = 64 << 20
 """A slot that a single batch made larger gives its memory back."""
 
@@ -34,10 +36,19 @@ class Slot:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
-    def writer(self) -> BinaryIO:
-        """Return a buffered file that writes from the start of the slot on; flush it."""
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        return open(self.descriptor, "wb", buffering=1 << 16, closefd=False)
+    def write(self, parts: Sequence[bytes | memoryview]) -> None:
+        """Write the parts, which are bytes, one after another from the start on.
+
+        Raises:
+            OSError: there is no memory.
+        """
+        if sum(map(len, parts)) <= SMALL_BYTES:
+            parts = [b"".join(parts)]
+        position = 0
+        for part in parts:
+            view, end = memoryview(part), position + len(part)
+            while position < end:
+                position += os.pwrite(self.descriptor, view[position - end :], position)
 
     def read(self, start: int, num_bytes: int) -> NDArray[np.uint8]:
         """Return a copy of a part of the slot.
