@@ -132,13 +132,13 @@ class Places:
         return column.take(self._sample, kind)
 
     def whole(self, arrays: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
-        """Return arrays of one shape and dtype as one over the same memory, if they are the places of a column, each in its own.
+        """Return arrays of one shape and dtype as one over the same memory, if they are successive places of a column.
 
-        Only once for each column, so that no two columns of a batch share memory.
+        Only once for each place, so that no two columns share memory.
         """
         first = arrays[0]
         column = next((each for each in self._columns.values() if each.is_base_of(first)), None)
-        if column is None or len(arrays) != self._num_samples:
+        if column is None:
             return None
         address = _address(first)
         for number, array in enumerate(arrays):
@@ -146,7 +146,7 @@ class Places:
                 return None
             if _address(array) != address + number * first.nbytes:
                 return None
-        return column.give_away(first)
+        return column.give_away(first, len(arrays))
 
     def alike(self) -> dict[str, ArrayKind]:
         """Return the columns whose arrays were of one kind."""
@@ -160,7 +160,7 @@ class _Column:
         self.kind = kind
         self.is_alike = kind.dtype.kind in _KINDS and math.prod(kind.shape) > 0
         self._whole = whole
-        self._is_taken = np.zeros(0 if whole is None else len(whole), np.bool_)
+        self._is_taken, self._is_given = np.zeros((2, 0 if whole is None else len(whole)), np.bool_)
 
     def take(self, sample: int, kind: ArrayKind) -> NDArray[Any] | None:
         self.is_alike = self.is_alike and kind == self.kind
@@ -174,16 +174,20 @@ class _Column:
     def is_base_of(self, array: NDArray[Any]) -> bool:
         return self._whole is not None and array.base is self._whole.base
 
-    def give_away(self, first: NDArray[Any]) -> NDArray[Any] | None:
-        """Return the memory as arrays like ``first``, which lies at its start, if such fill it."""
+    def give_away(self, first: NDArray[Any], count: int) -> NDArray[Any] | None:
+        """Return the memory of so many places as arrays like ``first``, which lies at the first of them."""
         whole = self._whole
         assert whole is not None
-        self._whole = None
-        if first.nbytes * len(whole) != whole.nbytes:
-            return None
         memory: Any = whole.base
-        as_one: NDArray[Any] = memory.view(first.dtype).reshape(len(whole), *first.shape)
-        return as_one
+        start = _address(first) - _address(whole)
+        if first.nbytes * len(whole) != whole.nbytes or start % first.nbytes:
+            return None
+        index = start // first.nbytes
+        if self._is_given[index : index + count].any():
+            return None
+        self._is_given[index : index + count] = True
+        as_one: NDArray[Any] = memory[start : start + count * first.nbytes].view(first.dtype)
+        return as_one.reshape(count, *first.shape)
 
 
 class _Here(threading.local):

@@ -90,12 +90,15 @@ class SampleBatches:
         self._least_ahead = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
         self._only_reads = not (reading.elsewhere or any(source.transforms for source in reading.plan.sources))
         self._together = 1
+        # Cursors of units are those of each batch.
+        self._may_be_together = not any(source.uses_units for source in reading.plan.sources)
         most_bytes = reading.lookahead_bytes * len(sources)
         if self._only_reads:
             most_bytes = min(most_bytes, _READ_AHEAD_BYTES)
-            if not any(source.uses_units for source in reading.plan.sources):  # whose cursors are those of each batch
+            if self._may_be_together:
                 together = min(_WORK_BYTES, most_bytes // 4) // max(1, mean_batch_bytes)
                 self._together = max(1, min(_MOST_TOGETHER, together))
+        self._most_bytes = most_bytes
         self._lookahead = LookAhead(most_bytes, mean_batch_bytes * self._together)
         self._disk_waits = DiskWaits()
         self._memory = BatchMemory()
@@ -176,6 +179,8 @@ class SampleBatches:
 
     def _plan(self, position: int, num_batches: int) -> Iterator[Work]:
         """Yield so many batches, the first of which is at ``position``, as pieces of work."""
+        if self._elsewhere and self._may_be_together:
+            self._together = self._elsewhere.together(self._most_bytes)
         num_rows = self._schedule.topology.rows
         rows = self._together * num_rows
         block = self._schedule.block(position, num_batches)

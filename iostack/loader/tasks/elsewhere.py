@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from iostack.loader.metering.meter import Meter
 from iostack.loader.order.planned import LoaderPlan
+from iostack.loader.tasks.batch_bytes import batch_bytes
 from iostack.loader.tasks.task import BatchTask, Task
 from iostack.loader.tasks.travel import Done, Setup, pack_setup
 from iostack.loader.threads import patience_s
@@ -16,6 +18,9 @@ from iostack.loader.workers.pool import Pool
 from iostack.stages import Tally, waiting_for
 
 _BEGIN = "iostack.loader.in_worker:open_desk"
+_TASK_S = 0.1
+"""Of work in one task: handing over a batch costs its two sides 0.5 ms each."""
+_MOST_TOGETHER = 16
 _MOST_HANGS = 16
 """A batch, or a unit, in which more samples hang than this is not waited for any longer."""
 
@@ -50,11 +55,18 @@ class Elsewhere:
             timeout_s=transform_timeout_s,
         )
         self.slack_s = _MOST_HANGS * transform_timeout_s
+        self._batch_s = math.inf
+        self._batch_bytes = 0
 
     @property
     def num_threads(self) -> int:
         """How many threads keep all workers busy."""
         return self.pool.num_seats
+
+    def together(self, most_bytes: int) -> int:
+        """Return how many batches make a task: 0.1 s of work, by the last ones; their results fit into ``most_bytes``."""
+        fitting = most_bytes // max(1, self._batch_bytes * 2 * self.num_threads)
+        return max(1, min(int(_TASK_S / self._batch_s), fitting, _MOST_TOGETHER))
 
     def start(self) -> None:
         """Take tasks from now on."""
@@ -79,6 +91,9 @@ class Elsewhere:
             self._slow_samples.add(place, seconds)
         for call, arguments in done.bad:
             getattr(self._bad_samples, call)(*arguments)
+        if isinstance(task, BatchTask):
+            self._batch_s = max(sum(there.busy_s.values()) / task.num_batches, 1e-6)
+            self._batch_bytes = batch_bytes(done.result[0])
         return done.result
 
     def _shard_bytes(self, task: Task) -> int:
