@@ -48,10 +48,10 @@ _ROWS_PLANNED = 256
 
 @dataclass(frozen=True)
 class Work:
-    """Batches to be read, and the cursors after the last of them."""
+    """Batches to be read, and the cursors after each of them."""
 
     task: BatchTask
-    cursors: Cursors
+    cursors: Sequence[Cursors]
 
     def name(self) -> str:
         """Return what messages and traces call it."""
@@ -64,8 +64,11 @@ class SampleSource(Source, Protocol):
     reader: RowReader
     number: int
 
-    def plan(self, draws: Draws, valid: np.ndarray, rows: int) -> Iterator[Part]:
-        """Yield its part of each ``rows`` of a block, unread; before the first, writes which rows of the block are valid."""
+    def plan(self, draws: Draws, valid: np.ndarray, rows: int, batch_rows: int) -> Iterator[Part]:
+        """Yield its part of each ``rows`` of a block, unread; before the first, writes which rows of the block are valid.
+
+        ``rows`` are those of one or several batches of ``batch_rows`` each.
+        """
         ...
 
 
@@ -90,14 +93,11 @@ class SampleBatches:
         self._least_ahead = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
         self._only_reads = not (reading.elsewhere or any(source.transforms for source in reading.plan.sources))
         self._together = 1
-        # Cursors of units are those of each batch.
-        self._may_be_together = not any(source.uses_units for source in reading.plan.sources)
         most_bytes = reading.lookahead_bytes * len(sources)
         if self._only_reads:
             most_bytes = min(most_bytes, _READ_AHEAD_BYTES)
-            if self._may_be_together:
-                together = min(_WORK_BYTES, most_bytes // 4) // max(1, mean_batch_bytes)
-                self._together = max(1, min(_MOST_TOGETHER, together))
+            together = min(_WORK_BYTES, most_bytes // 4) // max(1, mean_batch_bytes)
+            self._together = max(1, min(_MOST_TOGETHER, together))
         self._most_bytes = most_bytes
         self._lookahead = LookAhead(most_bytes, mean_batch_bytes * self._together)
         self._disk_waits = DiskWaits()
@@ -179,20 +179,24 @@ class SampleBatches:
 
     def _plan(self, position: int, num_batches: int) -> Iterator[Work]:
         """Yield so many batches, the first of which is at ``position``, as pieces of work."""
-        if self._elsewhere and self._may_be_together:
+        if self._elsewhere:
             self._together = self._elsewhere.together(self._most_bytes)
         num_rows = self._schedule.topology.rows
         rows = self._together * num_rows
         block = self._schedule.block(position, num_batches)
         valid = self._schedule.is_within(block.positions)
-        parts = [source.plan(draws, valid, rows) for source, draws in zip(self._sources, block.draws)]
+        parts = [source.plan(draws, valid, rows, num_rows) for source, draws in zip(self._sources, block.draws)]
         for first, of_sources in zip(range(0, len(valid), rows), zip(*parts, strict=True), strict=True):
             given = [(source.number, part) for source, part in zip(self._sources, of_sources) if len(part.places)]
             of_work = valid[first : first + rows]
             tasks = [(part.places, part.task) for _, part in given]
             task = BatchTask(position, of_work, tasks, len(of_work) // num_rows)
             position += task.num_batches * self._schedule.topology.batch_size
-            yield Work(task, {number: part.cursors for number, part in given if part.cursors})
+            cursors = [
+                {number: part.cursors[batch] for number, part in given if part.cursors and part.cursors[batch]}
+                for batch in range(task.num_batches)
+            ]
+            yield Work(task, cursors)
 
     def _load(self, work: Work) -> list[LoadedBatch]:
         task, step = work.task, self._schedule.topology.batch_size
@@ -201,8 +205,8 @@ class SampleBatches:
         batches = [as_tensors(each) for each in columns]
         self._lookahead.measured(batch_bytes(columns[0]) * len(columns))  # looking at each value takes 0.1 us
         return [
-            LoadedBatch(batch, next_position, work.cursors)
-            for batch, next_position in zip(batches, count(task.position + step, step))
+            LoadedBatch(batch, next_position, cursors)
+            for batch, next_position, cursors in zip(batches, count(task.position + step, step), work.cursors)
         ]
 
     def _residency(self, task: RowsTask) -> Residency:

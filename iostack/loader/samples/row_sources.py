@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 
@@ -27,11 +27,14 @@ from iostack.plan.units import Unit
 
 @dataclass(frozen=True)
 class Part:
-    """What one source gives to one or several batches: the ``places`` that it fills, by which task, its lanes' cursors after it."""
+    """What one source gives to one or several batches: the ``places`` that it fills, and by which task.
+
+    ``cursors`` are those after each batch, of the lanes that it takes from; none where the position says it all.
+    """
 
     places: Int64s
     task: RowsTask
-    cursors: dict[int, Cursor]
+    cursors: Sequence[dict[int, Cursor]] = ()
 
 
 class IndexedRows(IndexedSource):
@@ -43,7 +46,7 @@ class IndexedRows(IndexedSource):
         self.number = source.number
         self.reader = RowReader(source, self.residency, reading.bad_samples, reading.watch, self._plan)
 
-    def plan(self, draws: Draws, valid: np.ndarray, rows: int) -> Iterator[Part]:
+    def plan(self, draws: Draws, valid: np.ndarray, rows: int, batch_rows: int) -> Iterator[Part]:
         """Yield its part of each ``rows`` of a block; nothing is read yet."""
         located = locate(self._plan, self.residency, draws)
         identities = row_identities(self.number, located.shards, located.rows)
@@ -51,7 +54,7 @@ class IndexedRows(IndexedSource):
             of_part = Rows(located.epochs[part], located.shards[part], located.rows[part])
             is_valid = valid[draws.places[part]]
             task = RowsTask(self.number, of_part, is_valid, draws.positions[part], identities[part])
-            yield Part(places, task, {})
+            yield Part(places, task)
 
 
 class StreamedRows(StreamedSource[RowUnit]):
@@ -78,7 +81,7 @@ class StreamedRows(StreamedSource[RowUnit]):
         )
         super().__init__(source.number, residency, units)
 
-    def plan(self, draws: Draws, valid: np.ndarray, rows: int) -> Iterator[Part]:
+    def plan(self, draws: Draws, valid: np.ndarray, rows: int, batch_rows: int) -> Iterator[Part]:
         """Yield its part of each ``rows`` of a block, and write which are valid; waits for units, reads no sample yet."""
         times, lanes = np.divmod(draws.positions, self.lanes)
         epochs, shards, numbers, which, draw_of, outputs = np.empty((6, len(times)), np.int64)
@@ -91,11 +94,16 @@ class StreamedRows(StreamedSource[RowUnit]):
         identities = row_identities(self.number, shards, numbers)
         lane_of = lanes.tolist()
         cursor_of = list(zip(draw_of.tolist(), (outputs + 1).tolist(), (times + 1).tolist(), strict=True))
-        for part, places in _cut(draws.places, len(valid), rows):
+        cursors = [
+            dict(zip(lane_of[own], cursor_of[own], strict=True))
+            for own, _ in _cut(draws.places, len(valid), batch_rows)
+        ]
+        together = rows // batch_rows
+        for first, (part, places) in zip(count(0, together), _cut(draws.places, len(valid), rows)):
             located = Rows(epochs[part], shards[part], numbers[part])
             origins = UnitRows(units, which[part], outputs[part], lanes[part], draw_of[part])
             task = RowsTask(self.number, located, valid[draws.places[part]], origins, identities[part])
-            yield Part(places, task, dict(zip(lane_of[part], cursor_of[part], strict=True)))
+            yield Part(places, task, cursors[first : first + together])
 
 
 def _cut(places: Int64s, num_places: int, rows: int) -> Iterator[tuple[slice, Int64s]]:
