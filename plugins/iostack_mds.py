@@ -30,7 +30,6 @@ from iostack.corpus.mosaicml_index import (
     parse_file,
     verify,
 )
-from iostack.corpus.origins import object_uri
 from iostack.corpus.shared_index import Fields
 from iostack.errors import FormatError, SampleError, ShardError
 
@@ -83,8 +82,7 @@ class Mds:
 
     def count(self, shard: Shard, origin: Origin) -> Counts:
         entry = self._indexes.remote(shard, _stem(shard.object.path), origin)
-        name = object_uri(origin.uri, shard.object.path)
-        entry.data.check_listed(shard.object, is_packed=bool(shard.compression), name=name)
+        entry.data.check_listed(shard.object, is_packed=bool(shard.compression), uri=origin.uri)
         return Counts(entry.samples)
 
     def open(self, files: ShardFiles) -> MdsReader:

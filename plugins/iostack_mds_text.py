@@ -17,7 +17,6 @@ from iostack import hookimpl
 from iostack.corpus.contracts import COMPRESSIONS, Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
 from iostack.corpus.mapping import Mapped, map_shard, map_shard_index
 from iostack.corpus.mosaicml_index import MosaicIndexes, StoredFile, index_above, indexes_of, parse_file, verify
-from iostack.corpus.origins import object_uri
 from iostack.corpus.shared_index import Fields
 from iostack.errors import FormatError, SampleError, ShardError
 
@@ -91,8 +90,7 @@ class MdsText:
     def count(self, shard: Shard, origin: Origin) -> Counts:
         entry = self._indexes.remote(shard, _stem(shard), origin)
         for info, stored in ((shard.object, entry.data), (shard.companions[1], entry.meta)):
-            is_packed = bool(_compression(info.path))
-            stored.check_listed(info, is_packed=is_packed, name=object_uri(origin.uri, info.path))
+            stored.check_listed(info, is_packed=bool(_compression(info.path)), uri=origin.uri)
         return Counts(entry.samples)
 
     def open(self, files: ShardFiles) -> TextReader:

@@ -44,15 +44,15 @@ class StoredFile:
     packed_bytes: int | None
     """Compressed; None where it is not."""
 
-    def check_listed(self, info: ObjectInfo, *, is_packed: bool, name: str) -> None:
-        """Compare the size with that of a listing.
+    def check_listed(self, info: ObjectInfo, *, is_packed: bool, uri: str) -> None:
+        """Compare the size with that in the listing of the corpus at ``uri``.
 
         Raises:
             ShardError: it is another one.
         """
         expected = self.packed_bytes if is_packed else self.bytes
         if expected is not None and info.bytes != expected:
-            raise truncated(name, info.bytes, expected)
+            raise truncated(object_uri(uri, info.path), info.bytes, expected)
 
 
 class Described(Protocol):
@@ -90,25 +90,29 @@ class MosaicIndexes(Generic[Entry]):
             ShardError: nothing, or the index is damaged or hostile.
         """
         index = self._indexes.remote(shard.companions[0], origin)
-        return self._entry(index, shard, path, object_uri(origin.uri, shard.object.path))
+        return self._entry(index, shard, path, origin.uri)
 
     def local(self, files: ShardFiles, path: str) -> Entry:
         """Return the same of a shard whose files are here."""
-        return self._entry(self._indexes.local(files), files.shard, path, files.name)
+        uri = files.name.removesuffix(f"/{files.shard.object.path}")
+        return self._entry(self._indexes.local(files), files.shard, path, uri)
 
-    def _entry(self, entries: Mapping[str, Entry], shard: Shard, path: str, name: str) -> Entry:
+    def _entry(self, entries: Mapping[str, Entry], shard: Shard, path: str, uri: str) -> Entry:
         index = shard.companions[0]
         folder = PurePosixPath(index.path).parent
         if self._listed is not None and index not in self._complete:
             if missing := [each for each in entries if str(folder / each) not in self._listed]:
                 raise ShardError(
-                    f"{name.removesuffix(shard.object.path)}{index.path} names {missing[0][:200]}, which is not there ({len(missing):,} missing)",
+                    f"{object_uri(uri, index.path)} names {missing[0][:200]}, which is not there ({len(missing):,} missing)",
                     hint="copy the missing shards",
                 )
             self._complete.add(index)
         entry = entries.get(str(PurePosixPath(path).relative_to(folder)))
         if entry is None:
-            raise ShardError(f"{name}: {index.path} does not name it", hint="remove it, or copy its own index")
+            raise ShardError(
+                f"{object_uri(uri, shard.object.path)}: {index.path} does not name it",
+                hint="remove it, or copy its own index",
+            )
         return entry
 
     def _parse(self, index: dict[str, Any], source: str) -> dict[str, Entry]:
