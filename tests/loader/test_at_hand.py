@@ -65,16 +65,16 @@ def test_the_consumer_reads_what_units_have_opened(small: Corpora, readers: Read
 def test_while_reading_waits_for_the_disk_threads_read_ahead_and_the_order_is_the_same(
     small: Corpora, readers: Readers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = _ids(make(small, "rows"), 30)
+    expected = _ids(make(small, "rows"), 150)
     readers.clear()
     faults = iter(range(1_000_000))
-    most = 20
+    most = 10
 
     def getrusage(whose: int) -> Any:
         return SimpleNamespace(ru_majflt=min(next(faults), most))
 
     monkeypatch.setattr("iostack.loader.samples.disk_waits.resource.getrusage", getrusage)
-    assert _ids(make(small, "rows"), 30) == expected
+    assert _ids(make(small, "rows"), 150) == expected
     assert "iostack-decode" in readers
     assert readers[-1] == "consumer"  # pages are in memory again
 

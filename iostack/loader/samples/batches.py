@@ -40,8 +40,8 @@ _LEAST_AHEAD, _MOST_AHEAD = 2, 32
 _READ_AHEAD_BYTES = 8 << 20
 """Of batches that are only read: more takes as long to read, and is out of the processor's caches when it is used."""
 _FREED_BYTES = 16 << 20
-_WORK_BYTES, _MOST_TOGETHER = 1 << 20, 32
-"""Of one piece of work, as its rows are stored, and in batches."""
+_WORK_BYTES, _MOST_TOGETHER = 8 << 20, 32
+"""Of one piece of work, as its rows are stored, and in batches: what comes once for each shard and batch is shared by more rows."""
 _ROWS_PLANNED = 256
 """Planning this many rows at once costs 1 us for each; in batches of 32 it would be 3."""
 
@@ -95,8 +95,10 @@ class SampleBatches:
         self._together = 1
         most_bytes = reading.lookahead_bytes * len(sources)
         if self._only_reads:
-            most_bytes = min(most_bytes, _READ_AHEAD_BYTES)
             together = min(_WORK_BYTES, most_bytes // 4) // max(1, mean_batch_bytes)
+            most_bytes = min(most_bytes, _READ_AHEAD_BYTES)
+            if any(source.uses_units for source in reading.plan.sources):  # what is planned waits for units
+                together = min(together, _ROWS_PLANNED // schedule.topology.rows)
             self._together = max(1, min(_MOST_TOGETHER, together))
         self._most_bytes = most_bytes
         self._lookahead = LookAhead(most_bytes, mean_batch_bytes * self._together)
