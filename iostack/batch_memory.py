@@ -168,7 +168,7 @@ class _Column:
         if whole is None or self._is_taken[sample] or kind != (whole.shape[1:], whole.dtype):
             return None
         self._is_taken[sample] = True
-        place: NDArray[Any] = whole[sample]
+        place: NDArray[Any] = whole[sample, ...]  # an array where it has no dimensions, too
         return place
 
     def is_base_of(self, array: NDArray[Any]) -> bool:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,10 @@ def plan_conversion(
             raise PrepareError(f"{corpus.uri} holds no samples", hint="check the source: iostack inspect URI")
         row_bytes = max(1.0, float(corpus.manifest.bytes.sum()) / total)
         fingerprint = _fingerprint(corpus, counts)
-    trial = _try_rows(Reading(source, row_bytes), counts, int(_TRIAL_PLACE_BYTES / row_bytes), max_bad_samples)
+    place_rows = int(_TRIAL_PLACE_BYTES / row_bytes)
+    trial = _try_rows(Reading(source, row_bytes), counts, place_rows, max_bad_samples)
+    if source.filters and not trial.samples:  # what they keep is rare, and has the columns of the others
+        trial = _try_rows(Reading(replace(source, filters=()), row_bytes), counts, place_rows, total)
     layout = writer.layout(trial.samples, trial.types.known())
     bytes_per_row = _trial_bytes(writer, layout, trial, staging.parent) or row_bytes
     pieces = Pieces(counts, max(1, int(shard_bytes / bytes_per_row)))

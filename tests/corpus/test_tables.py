@@ -145,6 +145,8 @@ def test_encodings_and_extensions_give_the_values_that_they_stand_for(tmp_path: 
             "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([identity.bytes] * 4, pa.binary(16))),
             "nanoseconds": pa.array([moment] * 4, pa.timestamp("ns")),
             "half": pa.array([1.5, None, 2.0, 0.0], pa.float16()),
+            "lists": pa.array([[1], [2, 3], None, []], pa.list_view(pa.int8())),
+            "inner": pa.array([{"a": [1]}, {"a": None}, None, {"a": []}], pa.struct({"a": pa.list_view(pa.int8())})),
             "nothing": pa.nulls(4),
         }
     )
@@ -155,6 +157,8 @@ def test_encodings_and_extensions_give_the_values_that_they_stand_for(tmp_path: 
         assert (row["uuid"], row["nanoseconds"], row["nothing"]) == (identity.bytes, moment, None)
     assert [row["words"] for row in _rows(plain)] == [["a"], ["b", "a"], None, []]
     assert [row["half"] for row in _rows(plain)] == [1.5, None, 2.0, 0.0]
+    assert [row["lists"] for row in _rows(plain)] == [[1], [2, 3], None, []]
+    assert [row["inner"] for row in _rows(plain)] == [{"a": [1]}, {"a": None}, None, {"a": []}]
 
 
 def test_counts_come_from_footers_and_headers_without_unpacking(tmp_path: Path, cache_dir: Path) -> None:

@@ -57,6 +57,12 @@ def test_arrays_that_were_alike_in_a_batch_are_made_in_place_in_the_next() -> No
             assert [np.shares_memory(column, each) for each in made] == [expected] * 4
 
 
+def test_a_number_may_be_made_as_an_array_without_dimensions() -> None:
+    memory = BatchMemory()
+    for _ in range(3):
+        assert _batch(memory, lambda index: {"x": _filled(index, ())})["x"].tolist() == [0, 1, 2, 3]
+
+
 def test_no_memory_is_taken_for_a_batch_of_arrays_as_large_as_a_single_one() -> None:
     memory = BatchMemory()
     for _ in range(3):

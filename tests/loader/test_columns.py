@@ -24,7 +24,7 @@ from iostack.corpus.arrow_reader import ArrowReader
 from iostack.corpus.contracts import Sample, Slices
 from iostack.corpus.index import build_manifest
 from iostack.corpus.slices import gathered
-from iostack.errors import PluginError
+from iostack.errors import PluginError, SubstitutionError
 from iostack.loader.order.planning import Source
 from iostack.testing import check_format
 from iostack.testing.comparing import same
@@ -128,6 +128,12 @@ def test_a_moment_that_python_has_no_value_for_is_a_bad_sample(tmp_path: Path) -
     _assert_equal(_write(tmp_path, pa.table({"at": moments})), batch_size=4)
 
 
+def test_a_time_zone_that_is_not_known_here_makes_bad_samples(tmp_path: Path) -> None:
+    moments = pa.array(range(20), pa.timestamp("us", "Nowhere/Never"))
+    with pytest.raises(SubstitutionError, match="Nowhere/Never"):
+        _batches(_write(tmp_path, pa.table({"at": moments})))
+
+
 @pytest.mark.parametrize(
     "second",
     [
@@ -164,7 +170,7 @@ def test_a_reader_whose_columns_are_too_short_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: Mapping[str, Sequence[Any]]
 ) -> None:
     monkeypatch.setattr(ArrowReader, "read_columns", lambda self, rows: columns)
-    with pytest.raises(PluginError, match=r"the reader of .*0\.arrow failed on rows .* rows came"):
+    with pytest.raises(PluginError, match=r"the reader of .*0\.arrow failed on rows \[\d.* rows came"):
         _batches(_write(tmp_path, pa.table({"text": ["x"] * 20})))
 
 

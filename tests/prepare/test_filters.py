@@ -33,6 +33,15 @@ def test_shards_of_filtered_samples_are_of_the_size_that_was_asked_for(tmp_path:
     assert all(2000 < size < 6000 for size in sorted(sizes)[1:])
 
 
+@pytest.mark.parametrize("to", ["parquet", "mds"])
+def test_what_filters_keep_may_be_too_rare_for_the_rows_that_are_tried(tmp_path: Path, to: str) -> None:
+    samples = conversions.write_texts(tmp_path / "texts", rows=5_000)
+    rare = json.dumps({"name": "where", "column": "n", "op": "==", "value": 1_500})
+    told = conversions.prepare(tmp_path / "texts", tmp_path / "out", "--to", to, "--jobs", 1, "--filter", rare)
+    assert (told["samples"], told["filtered_out"]) == (1, 14_999)
+    assert conversions.read_back(tmp_path / "out") == [samples[1_500]]
+
+
 def test_jobs_change_nothing_and_another_filter_is_refused(tmp_path: Path) -> None:
     conversions.write_texts(tmp_path / "texts")
     words = ("--to", "jsonl", "--shard-bytes", "2KB")

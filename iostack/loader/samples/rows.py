@@ -24,8 +24,8 @@ from iostack.plan.indexed import IndexedPlan, Rows
 from iostack.plan.units import UnitPlan
 from iostack.stages import count, stage
 
-_BAD_VALUES = (ValueError, TypeError, ArithmeticError, NotImplementedError)
-"""What pyarrow and datetime raise where a value has no Python object."""
+_BAD_VALUES = (ValueError, TypeError, ArithmeticError, LookupError, NotImplementedError)
+"""What pyarrow, datetime and the databases of time zones raise where a value has no Python object."""
 
 
 class RowReader:
