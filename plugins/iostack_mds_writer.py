@@ -185,6 +185,11 @@ def _encoding(value: Any) -> str | None:
 
 
 def _encode(column: str, value: Any, encoding: str) -> bytes:
+    if value is None and encoding != "json":
+        raise SampleError(
+            f"column {column!r} is null, where the first samples hold {encoding}:"
+            " leave such rows out with --filter, or fill them by --transform"
+        )
     try:
         kind = "json" if value is None else _encoding(value)
         if kind != encoding and not (encoding == "json" and kind in _JSON_KINDS):

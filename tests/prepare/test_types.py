@@ -79,6 +79,20 @@ def test_what_json_holds_goes_to_mds_with_its_nulls(tmp_path: Path, column: str)
     assert peers.mosaic_samples(tmp_path / "out") == as_json
 
 
+def test_nulls_that_come_late_say_what_to_do_and_a_filter_does_it(tmp_path: Path) -> None:
+    samples: list[dict[str, Any]] = [{"n": n, "t": "x"} for n in range(9000)]
+    samples[1100] = {"n": 1100, "t": None}  # between the places of the trial
+    corpora.write_jsonl(tmp_path / "in" / "a.jsonl", samples)
+    words = (tmp_path / "in", tmp_path / "out", "--to", "mds", "--jobs", 1)
+    told = conversions.prepare(*words, code=1)
+    assert (
+        "a.jsonl row 1100: column 't' is null, where the first samples hold str: leave such rows out" in told["error"]
+    )
+    given = json.dumps({"name": "where", "column": "t", "op": "!=", "value": None})
+    conversions.prepare(*words, "--overwrite", "--filter", given)
+    assert conversions.read_back(tmp_path / "out") == [each for each in samples if each["n"] != 1100]
+
+
 def test_columns_that_some_samples_lack_are_null_in_mds(tmp_path: Path) -> None:
     corpora.write_jsonl(tmp_path / "in" / "a.jsonl", [{"n": 1}, {"n": 2, "t": "x"}, {"t": "y", "n": 3}])
     conversions.prepare(tmp_path / "in", tmp_path / "out", "--to", "mds", "--jobs", 1)
