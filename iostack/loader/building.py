@@ -9,6 +9,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.order.planned import LoaderPlan, PlannedSource
 from iostack.loader.order.schedule import Schedule
 from iostack.loader.reading import Reading
@@ -61,7 +62,11 @@ def _beside(blocks_bytes: int, reading: Reading) -> Reading:
     """Return what the sources read with: their look-ahead is as long as the memory beside the blocks allows."""
     wanted = reading.lookahead_bytes * len(reading.plan.sources)
     lookahead_bytes = reading.memory.lookahead_bytes(wanted, blocks_bytes)
-    return replace(reading, lookahead_bytes=lookahead_bytes // len(reading.plan.sources))
+    return replace(
+        reading,
+        lookahead_bytes=lookahead_bytes // len(reading.plan.sources),
+        in_flight=InFlight(lookahead_bytes),
+    )
 
 
 def _sequence_source(source: PlannedSource, reading: Reading) -> SequenceSource:

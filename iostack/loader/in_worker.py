@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from iostack.batch_memory import BatchMemory
+from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.metering.meter import Meter
 from iostack.loader.samples.rows import RowReader
@@ -34,7 +35,7 @@ class Desk:
         self._rows: dict[int, RowReader] = {}
         self._texts: dict[int, TextReader] = {}
         for source in plan.sources:
-            residency = Residency(source.corpus, 0, Meter())
+            residency = Residency(source.corpus, 0, Meter(), InFlight(0))
             if source.kind == "text":
                 assert plan.seq_len is not None
                 self._texts[source.number] = TextReader(

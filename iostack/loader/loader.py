@@ -24,6 +24,7 @@ from iostack.corpus.contracts import Tokenizer
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, UsageError
 from iostack.forks import renew_in_children
+from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.ahead.memory import memory_of
 from iostack.loader.building import build_batches
 from iostack.loader.device.copies import LoadedBatch, find_device, to_device
@@ -83,8 +84,10 @@ class Loader(IterableDataset[Batch]):
             comes exactly so often, and the pass ends when nothing is left that the last phase draws.
         device: batches go there; on CUDA through pinned memory and a stream of their own.
         lookahead_bytes: bound of what each source fetches, and of what it decodes, before it is needed; one shard, unit or
-            two batches are taken ahead in any case. Sources of a mix share it equally.
-        memory: bytes that the loader may hold, besides mapped shards: look-ahead gets shorter, then blocks smaller; by default
+            two batches are taken ahead in any case. Sources of a mix share it equally, and what is fetched because it is needed
+            now counts too.
+        memory: bytes that the loader may hold, besides mapped shards, with what batches take in worker processes, but not what an
+            interpreter takes there: look-ahead gets shorter, then blocks smaller, and fewer workers have work; by default
             a quarter of what the machine, its cgroup and the limit of addresses allow, shared by the ranks of the machine.
         pinned_memory: bytes of it that may be pinned, for CUDA devices; by default a half.
         threads: for decoding; by default up to 4.
@@ -202,6 +205,7 @@ class Loader(IterableDataset[Batch]):
             pinned=self._device.type == "cuda",
             threads=num_threads,
             unit_threads=Threads(num_threads, "unit"),
+            in_flight=InFlight(parse_bytes(lookahead_bytes)),
             elsewhere=elsewhere,
             slack_s=elsewhere.slack_s if elsewhere else 0.0,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.ahead.memory import Memory
 from iostack.loader.metering.meter import Meter
 from iostack.loader.order.planned import LoaderPlan
@@ -24,7 +25,8 @@ class Reading:
     ``meter`` takes what they do, ``watch`` which samples they do it with; ``own_lanes`` are those that this rank reads,
     ``epochs`` bounds a finite pass, ``lookahead_bytes`` is what each source may hold before it is needed, ``memory`` what the
     loader may hold in all, ``pinned`` says whether blocks lie in pinned memory, ``threads`` are those that decode, or that
-    wait for the worker processes of ``elsewhere``, and ``unit_threads`` those that load units, of all sources together; ``slack_s`` is how much longer work may take there, since a worker that
+    wait for the worker processes of ``elsewhere``, and ``unit_threads`` those that load units, of all sources together, as
+    ``in_flight`` counts what all of them fetch; ``slack_s`` is how much longer work may take there, since a worker that
     hangs is replaced.
     """
 
@@ -39,6 +41,7 @@ class Reading:
     pinned: bool
     threads: int
     unit_threads: Threads
+    in_flight: InFlight
     elsewhere: Elsewhere | None = None
     slack_s: float = 0.0
 

@@ -176,6 +176,7 @@ def _open_streams(
     plan: LoaderPlan, sources: Sequence[PlannedSource], topology: Topology, epochs: int | None, threads: Threads
 ) -> dict[int, Any]:
     """Return the sources that walk through units, as a loader of this rank builds them; nothing is read yet."""
+    from iostack.loader.ahead.in_flight import InFlight
     from iostack.loader.ahead.memory import memory_of
     from iostack.loader.building import build_source
     from iostack.loader.metering.meter import Meter
@@ -196,5 +197,6 @@ def _open_streams(
         pinned=False,
         threads=_THREADS,
         unit_threads=threads,
+        in_flight=InFlight(_LOOKAHEAD_BYTES),
     )
     return {source.number: build_source(source, reading) for source in sources}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from itertools import islice
@@ -251,3 +253,87 @@ def test_the_units_of_a_mix_are_loaded_by_as_many_threads_as_those_of_one_source
         next(iter(loader))
         names = [thread.name for thread in threading.enumerate() if thread.name.startswith("iostack-unit")]
         assert len(names) <= 2
+
+
+@pytest.mark.parametrize(
+    ("workers", "memory", "has_room"), [(0, 20_000, True), (0, 19_999, False), (2, 60_000, True), (2, 59_999, False)]
+)
+def test_a_second_batch_is_begun_only_where_memory_holds_both(
+    small: Corpora, workers: int, memory: int, has_room: bool
+) -> None:
+    with make(small, "rows transformed", workers=workers, memory=memory) as loader:
+        batches: Any = loader._batches
+        batches._lookahead.measured(10_000)
+        threads = Threads(1, "test")
+        first = Meter().submit(threads, "assemble", lambda: None)
+        assert batches._has_room([first]) == has_room
+        threads.close()
+
+
+@pytest.mark.parametrize("pipeline", ["texts", "rows transformed"])
+def test_little_memory_changes_no_batch_of_workers(small: Corpora, pipeline: str) -> None:
+    with make(small, pipeline) as plenty, make(small, pipeline, workers=2, memory="8 KiB") as little:
+        for expected, batch in zip(islice(plenty, 6), islice(little, 6), strict=True):
+            assert batch["sample_ids"].tolist() == expected["sample_ids"].tolist()
+
+
+MOUNTS = {"/sys/fs/cgroup": "memory.max", "/sys/fs/cgroup/memory": "memory.limit_in_bytes"}
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A control group of 700 MB."""
+    for mount, limit in MOUNTS.items():
+        group = Path(mount) / f"iostack-test-{os.getpid()}"
+        if not Path(mount, "cgroup.procs").exists():
+            continue
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if not (group / limit).exists():
+            group.rmdir()
+            continue
+        (group / limit).write_text(str(700 << 20))
+        yield group
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                group.rmdir()
+                return
+            except OSError:  # a process in it has just ended
+                assert time.monotonic() < deadline
+    pytest.skip("no control group with a limit of memory can be made here: needs root, and a writable /sys/fs/cgroup")
+
+
+GROUPED = """
+import sys
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text("0")
+import iostack
+from iostack.loader.ahead.memory import memory_limit
+from worker_transforms import shout
+corpus = iostack.open_corpus(sys.argv[2])
+with iostack.Loader(corpus, batch_size=16, seed=3, transforms=[shout], workers=2) as loader:
+    for number, batch in zip(range(12), loader):
+        pass
+print(memory_limit(), loader._memory.host)
+"""
+
+
+@pytest.mark.slow
+def test_a_loader_stays_below_the_limit_of_a_real_control_group(tmp_path: Path, cgroup: Path) -> None:
+    # Batches of 16 MiB, of which a quarter of the limit holds three of workers; it is the kernel that ends what takes more.
+    for shard in range(4):
+        lines = [json.dumps({"text": f"{32 * shard + row:02d}" * (512 << 10)}) for row in range(32)]
+        (tmp_path / f"{shard}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPED, str(cgroup), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(700 << 20), str(175 << 20)]

@@ -17,6 +17,7 @@ import iostack
 from iostack.corpus.index import build_manifest
 from iostack.errors import CorpusError, OriginError
 from iostack.loader import threads
+from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.metering.meter import Meter
 from iostack.plan.indexed import IndexedPlan
@@ -135,7 +136,7 @@ def test_look_ahead_goes_on_while_the_consumer_reads_what_is_there(
 
 
 def test_shards_that_a_lane_passes_unread_do_not_use_up_the_bound_for_ever(remote: iostack.Corpus) -> None:
-    residency = Residency(remote, 2 * SHARD_BYTES, Meter())
+    residency = Residency(remote, 2 * SHARD_BYTES, Meter(), InFlight(1 << 60))
     plan = IndexedPlan(np.full(NUM_SHARDS, 10), seed=0, lanes=1, window=10)
     zero = np.zeros(1, np.int64)
     try:
@@ -218,7 +219,7 @@ def test_a_fetch_that_was_dropped_by_closing_is_made_when_its_shard_is_needed(
     monkeypatch.setattr(threads, "_CLOSING_S", 0.01)
     fetches = Fetches(remote, monkeypatch)
     fetches.gate.clear()
-    residency = Residency(remote, NUM_SHARDS * SHARD_BYTES, Meter())
+    residency = Residency(remote, NUM_SHARDS * SHARD_BYTES, Meter(), InFlight(1 << 60))
     plan = IndexedPlan(np.full(NUM_SHARDS, 10), seed=0, lanes=1, window=1000)
     residency.want_windows(plan, np.zeros(1, np.int64), np.zeros(1, np.int64))
     fetches.wait_for(started=4)
@@ -228,3 +229,24 @@ def test_a_fetch_that_was_dropped_by_closing_is_made_when_its_shard_is_needed(
         assert residency.reader(shard).counts.tokens == SHARD_BYTES // 2
     residency.close()
     fetches.wait_for(ended=4)
+
+
+def test_what_is_needed_now_counts_as_in_flight_and_shortens_the_look_ahead(
+    remote: iostack.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetches = Fetches(remote, monkeypatch)
+    in_flight = InFlight(NUM_SHARDS * SHARD_BYTES)
+    plan = IndexedPlan(np.full(NUM_SHARDS, 10), seed=0, lanes=1, window=10 * NUM_SHARDS)
+    zero = np.zeros(1, np.int64)
+    residency = Residency(remote, NUM_SHARDS * SHARD_BYTES, Meter(), in_flight)
+    try:
+        with in_flight.holding((NUM_SHARDS - 3) * SHARD_BYTES):
+            residency.want_windows(plan, zero, zero)
+            fetches.wait_for(ended=3)
+            assert in_flight.held_bytes == NUM_SHARDS * SHARD_BYTES
+        first = fetches.started[0]
+        residency.reader(first)
+        fetches.wait_for(ended=NUM_SHARDS)
+    finally:
+        residency.close()
+    assert in_flight.held_bytes == 0

@@ -28,11 +28,16 @@ class LookAhead:
         before = self._measured_bytes if self._measured_bytes is not None else float(num_bytes)
         self._measured_bytes = max(float(num_bytes), before + (num_bytes - before) * _WEIGHT_OF_NEWEST)
 
+    @property
+    def piece_bytes(self) -> float:
+        """What a piece takes once it is loaded, as far as is known."""
+        return self._measured_bytes if self._measured_bytes is not None else self._guessed_bytes
+
     def has_room(self, pending: Collection[Pending[Any]], *, num_used: int = 0) -> bool:
         """Return whether one piece more may be loaded beside those ``pending`` and ``num_used`` others; one always may."""
         if not pending:
             return True
-        loaded_bytes = self._measured_bytes if self._measured_bytes is not None else self._guessed_bytes
+        loaded_bytes = self.piece_bytes
         loading_bytes = max(loaded_bytes, self._guessed_bytes)
         num_loading = sum(not each.is_done for each in pending)
         num_loaded = len(pending) - num_loading + (num_used if self._counts_used else 0)

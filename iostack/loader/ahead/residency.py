@@ -18,6 +18,7 @@ from iostack.corpus.contracts import Column, Sample, ShardReader
 from iostack.corpus.corpus import Corpus
 from iostack.errors import IostackError, PluginError
 from iostack.forks import renew_in_children
+from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.metering.meter import Meter, Pending
 from iostack.loader.threads import Threads, patience_s
 from iostack.plan.indexed import IndexedPlan
@@ -35,12 +36,14 @@ class Residency:
 
     ``want_windows`` never waits and belongs to the consumer's thread; ``reader`` waits until the shard is there, in any
     thread. ``lookahead_bytes`` bounds the bytes of shards that are fetched, or being fetched, and that nobody has read
-    yet, where it holds one shard at least; a shard that is needed now is always fetched.
+    yet, where it holds one shard at least; a shard that is needed now is always fetched. ``in_flight`` counts both, for all
+    sources of a loader.
     """
 
-    def __init__(self, corpus: Corpus, lookahead_bytes: int, meter: Meter) -> None:
+    def __init__(self, corpus: Corpus, lookahead_bytes: int, meter: Meter, in_flight: InFlight) -> None:
         self.corpus = corpus
         self._meter = meter
+        self._in_flight = in_flight
         self._lookahead_bytes = lookahead_bytes
         self._lock = threading.Lock()
         renew_in_children(self)
@@ -91,7 +94,9 @@ class Residency:
                 deadline_s = patience_s(int(self.corpus.manifest.bytes[shard]))
                 fetch.result(deadline_s=deadline_s, awaited=lambda: self.corpus.shard_name(shard))
             brought = tally.brought if (tally := tally_here()) else 0
-            reader = self.corpus.open_shard(shard)
+            needed_bytes = 0 if self.corpus.is_resident(shard) else int(self.corpus.manifest.bytes[shard])
+            with self._in_flight.holding(needed_bytes):
+                reader = self.corpus.open_shard(shard)
             self._meter.opened(from_cache=not is_fetched and (tally is None or tally.brought == brought))
         with self._lock:
             self._readers[shard] = reader
@@ -201,6 +206,7 @@ class Residency:
 
     def _hold(self, num_bytes: int) -> None:
         self._unread_bytes += num_bytes
+        self._in_flight.hold(num_bytes)
         self._meter.hold(num_bytes)
 
     def _start_fetches(self) -> None:
@@ -208,7 +214,8 @@ class Residency:
         while self._waiting and not self._stopped:
             shard = next(iter(self._waiting))
             size = int(self.corpus.manifest.bytes[shard])
-            if self._unread and self._unread_bytes + size > self._lookahead_bytes:
+            has_room = self._unread_bytes + size <= self._lookahead_bytes and self._in_flight.has_room(size)
+            if self._unread and not has_room:
                 return
             del self._waiting[shard]
             if shard not in self._readers and not self.corpus.is_resident(shard):

@@ -37,6 +37,8 @@ from iostack.loader.tasks.task import BatchTask, RowsTask, assemble
 from iostack.loader.threads import Threads, patience_s
 
 _LEAST_AHEAD, _MOST_AHEAD = 2, 32
+_HELD_IN_WORKERS_PER_BYTE = 3
+"""A batch that a worker makes lies in its memory, in its slot, and in this process."""
 _READ_AHEAD_BYTES = 8 << 20
 """Of batches that are only read: more takes as long to read, and is out of the processor's caches when it is used."""
 _FREED_BYTES = 16 << 20
@@ -91,6 +93,8 @@ class SampleBatches:
         self._threads = Threads(reading.threads, "decode")
         self._unit_threads = reading.unit_threads
         self._least_ahead = reading.elsewhere.num_threads if reading.elsewhere else _LEAST_AHEAD
+        self._memory_bytes = reading.memory.host
+        self._held_per_byte = _HELD_IN_WORKERS_PER_BYTE if reading.elsewhere else 1
         self._only_reads = not (reading.elsewhere or any(source.transforms for source in reading.plan.sources))
         self._together = 1
         most_bytes = reading.lookahead_bytes * len(sources)
@@ -140,6 +144,8 @@ class SampleBatches:
     def _has_room(self, coming: Sequence[Pending[list[LoadedBatch]] | None]) -> bool:
         """Return whether more may come: what is at hand takes no memory, and shows which shards will be needed."""
         pending = [each for each in coming if each is not None]
+        if pending and (len(pending) + 1) * self._held_per_byte * self._lookahead.piece_bytes > self._memory_bytes:
+            return False
         return len(coming) < self._least_ahead or (
             bool(pending) and len(coming) < _MOST_AHEAD // self._together and self._lookahead.has_room(pending)
         )

@@ -41,7 +41,7 @@ class IndexedRows(IndexedSource):
     """One corpus whose counts are known: rows by arithmetic."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
-        super().__init__(Residency(source.corpus, reading.lookahead_bytes, reading.meter))
+        super().__init__(Residency(source.corpus, reading.lookahead_bytes, reading.meter, reading.in_flight))
         self._plan = source.indexed_plan(reading.plan.lanes)
         self.number = source.number
         self.reader = RowReader(source, self.residency, reading.bad_samples, reading.watch, self._plan)
@@ -61,7 +61,7 @@ class StreamedRows(StreamedSource[RowUnit]):
     """One corpus that is read by units: its counts are not known, or filters choose. Rows are permuted within each."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
-        residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
+        residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter, reading.in_flight)
         plan = source.unit_plan(reading.plan.lanes)
         self.reader = RowReader(source, residency, reading.bad_samples, reading.watch, plan)
         rows = RowUnits(source, residency)

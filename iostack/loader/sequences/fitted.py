@@ -42,7 +42,9 @@ class FittedDocumentSource(PackedSource):
             why_nothing=self._why_nothing,
             most_in_vain=source.most_units_in_vain,
         )
-        super().__init__(source.number, Residency(source.corpus, reading.lookahead_bytes, reading.meter), units)
+        super().__init__(
+            source.number, Residency(source.corpus, reading.lookahead_bytes, reading.meter, reading.in_flight), units
+        )
 
     def _load(self, unit: Unit) -> UnitSequences:
         """Return the sequences of a unit; of equally long documents, (seed, epoch, unit) decides which is placed first."""

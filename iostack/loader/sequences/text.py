@@ -39,6 +39,8 @@ _TOKENISED_BYTES = 128 << 10
 """About so much text is tokenised at a time: enough for a tokenizer with threads of its own."""
 _LOADED_BYTES_PER_TEXT_BYTE = 4
 """A unit of text while it is loaded: the text, the ids of its documents, and the ids joined."""
+_BYTES_IN_WORKERS_PER_TEXT_BYTE = 8
+"""The same where a worker loads it: the ids stand in its slot too, and in the copy that this process takes of it."""
 Join = Callable[[Iterable[Tokens]], Tokens]
 """Makes one array of parts."""
 
@@ -49,7 +51,7 @@ class TextSource(PackedSource):
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
         plan = reading.plan
         assert plan.seq_len is not None
-        residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter)
+        residency = Residency(source.corpus, reading.lookahead_bytes, reading.meter, reading.in_flight)
         reader = TextReader(source, residency, reading.bad_samples, reading.watch, seq_len=plan.seq_len)
         num_texts = sum(each.kind == "text" for each in plan.sources)
         aside = Aside(source.corpus.cache_folder / "aside", num_texts * len(reading.own_lanes))
@@ -63,7 +65,10 @@ class TextSource(PackedSource):
             own_lanes=reading.own_lanes,
             epochs=reading.epochs,
             lookahead=LookAhead(
-                reading.lookahead_bytes, _LOADED_BYTES_PER_TEXT_BYTE * source.unit_bytes, counts_used=True
+                reading.lookahead_bytes,
+                (_BYTES_IN_WORKERS_PER_TEXT_BYTE if reading.elsewhere else _LOADED_BYTES_PER_TEXT_BYTE)
+                * source.unit_bytes,
+                counts_used=True,
             ),
             threads=reading.unit_threads,
             slack_s=reading.slack_s,

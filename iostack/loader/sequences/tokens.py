@@ -27,7 +27,7 @@ class TokenSource(IndexedSource):
     """One corpus of token shards, as a source of sequences of ``seq_len`` + 1 tokens."""
 
     def __init__(self, source: PlannedSource, reading: Reading) -> None:
-        super().__init__(Residency(source.corpus, reading.lookahead_bytes, reading.meter))
+        super().__init__(Residency(source.corpus, reading.lookahead_bytes, reading.meter, reading.in_flight))
         plan = reading.plan
         assert plan.seq_len is not None
         self.tokens = token_counts(source.corpus)
