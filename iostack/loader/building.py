@@ -52,9 +52,7 @@ def build_source(source: PlannedSource, reading: Reading) -> SequenceSource | Sa
 def _slots(columns: Columns, reading: Reading, schedule: Schedule) -> Slots:
     rows = schedule.topology.rows
     num_slots = PINNED_SLOTS if reading.pinned else SLOTS
-    num_batches = reading.memory.block_batches(
-        rows * row_bytes(columns), slots=num_slots, pinned=reading.pinned, packed=reading.plan.packing != "none"
-    )
+    num_batches = reading.memory.block_batches(rows * row_bytes(columns), slots=num_slots, pinned=reading.pinned)
     return Slots(min(num_batches, batches_planned(rows)), rows, columns, pinned=reading.pinned)
 
 

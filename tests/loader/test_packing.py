@@ -16,10 +16,13 @@ import torch
 from plan import reference
 
 import iostack
+from iostack.corpus.contracts import ShardReader
 from iostack.errors import PlanError, SettingsError, ShardError, StateError, UsageError
 from iostack.loader.order.schedule import Int64s
+from iostack.loader.sequences import fitted
+from iostack.loader.sequences.documents import read_documents
 from iostack.loader.sequences.live_documents import LiveDocuments
-from iostack.loader.sequences.pieces import Streams
+from iostack.loader.sequences.pieces import Streams, Tokens
 from iostack.packing import cu_seqlens, document_ids
 
 from . import packed
@@ -284,3 +287,23 @@ def test_a_corpus_of_empty_documents_is_refused(tmp_path: Path) -> None:
         pytest.raises(PlanError, match="all documents are empty"),
     ):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 16 << 20])
+def test_the_documents_of_a_shard_are_found_once_for_all_its_units_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    _write(tmp_path, [[20] * 400, [30] * 300])
+    monkeypatch.setattr(fitted, "_KEPT_BYTES", kept_bytes)
+    found = Counter[str]()
+
+    def counted(reader: ShardReader, name: str) -> tuple[Tokens, Int64s]:
+        found[name] += 1
+        return read_documents(reader, name)
+
+    monkeypatch.setattr(fitted, "read_documents", counted)
+    with iostack.Loader(iostack.open_corpus(tmp_path), packing="best_fit", threads=1, **TOKENS) as loader:
+        assert loader.plan.sources[0].num_units > 4
+        list(islice(loader, 120))
+    assert {Path(name).name for name in found} == {"000.bin", "001.bin"}
+    assert (found.total() == 2) == (kept_bytes > 0)

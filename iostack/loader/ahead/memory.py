@@ -20,8 +20,6 @@ from iostack.sizes import format_bytes, parse_bytes
 _SHARE_OF_LIMIT = 4
 _BLOCK_BYTES = 4 << 20
 """Small enough to stay in the processor's cache until the consumer reads it, large enough that its making costs nothing."""
-_PACKED_BLOCK_BYTES = 8 << 20
-"""Packed rows cost more for each block: 34 us for a batch of 8 x 2048, where blocks of 4 MiB took 41 and of 2 MiB 49."""
 _LEAST_LOOKAHEAD_BYTES = 1 << 20
 _UNLIMITED = 1 << 60
 """Limits above this mean none: cgroup v1 writes its largest number of pages."""
@@ -38,8 +36,8 @@ class Memory:
     host: int
     pinned: int
 
-    def block_batches(self, batch_bytes: int, *, slots: int, pinned: bool, packed: bool = False) -> int:
-        """Return how many batches a block may hold, where ``slots`` blocks live at once; ``packed``: of packed documents.
+    def block_batches(self, batch_bytes: int, *, slots: int, pinned: bool) -> int:
+        """Return how many batches a block may hold, where ``slots`` blocks live at once.
 
         Raises:
             PlanError: not even one.
@@ -51,7 +49,7 @@ class Memory:
                 f" {setting}, which is {format_bytes(allowed)}",
                 hint=f"raise data.{setting}, in Python {setting}=, or use a smaller batch_size or seq_len",
             )
-        return max(1, min(_PACKED_BLOCK_BYTES if packed else _BLOCK_BYTES, allowed // (2 * slots)) // batch_bytes)
+        return max(1, min(_BLOCK_BYTES, allowed // (2 * slots)) // batch_bytes)
 
     def lookahead_bytes(self, wanted: int, blocks_bytes: int) -> int:
         """Return how much of the ``wanted`` look-ahead fits beside the blocks."""

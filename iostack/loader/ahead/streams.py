@@ -237,7 +237,8 @@ class LaneStream(Generic[Given]):
         while len(times):
             outputs = self._reach(int(times[0]))
             chosen = times + (self._given - self._time)
-            chosen = chosen[: np.searchsorted(chosen, len(outputs))]
+            if chosen[-1] >= len(outputs):
+                chosen = chosen[: np.searchsorted(chosen, len(outputs))]
             self._given = int(chosen[-1]) + 1
             self._time = int(times[len(chosen) - 1]) + 1
             yield Stretch(outputs, chosen, self._draw, not self._source.is_past_end(self._lane, self._draw))
