@@ -45,9 +45,10 @@ def gathered(pieces: Sequence[Slices], order: NDArray[np.int64]) -> list[Any]:
     views[:, 3] = starts & ((1 << _BUFFER_BITS) - 1)
     if lengths.min() <= _INLINE_BYTES:
         _write_inline(views, pieces, numbers, starts)
-    type = pa.string_view() if pieces[0].is_text else pa.binary_view()
+    view, whole = (pa.string_view(), pa.large_string()) if pieces[0].is_text else (pa.binary_view(), pa.large_binary())
     memory = [_validity(pieces, order), pa.py_buffer(views), *(buffer for some in buffers for buffer in some)]
-    return list(pa.Array.from_buffers(type, len(views), memory).to_pylist())
+    # Gathered first, without holding the GIL: what Python strings are made of is in the caches then.
+    return list(pa.Array.from_buffers(view, len(views), memory).cast(whole).to_pylist())
 
 
 def _buffers(data: Any) -> list[Any]:
