@@ -59,7 +59,7 @@ class Arrow:
 
 
 def _name(info: ObjectInfo) -> str:
-    return PurePosixPath(info.path).name
+    return info.path.rpartition("/")[2]
 
 
 def _is_data(info: ObjectInfo, saved: set[str]) -> bool:
