@@ -168,6 +168,34 @@ def test_more_bad_samples_than_the_budget_are_an_error(tmp_path: Path, counted: 
         list(none)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("budget", [0, 3])
+def test_all_batches_before_the_one_that_ends_a_run_come_however_many_are_read_at_once(
+    tmp_path: Path, budget: int, mixed: bool
+) -> None:
+    for name in ("counted", "units"):
+        for shard in range(3):
+            lines = ["{broken" if row % 120 == 50 else f'{{"n": {1000 * shard + row}}}' for row in range(400)]
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{shard}.jsonl").write_text("\n".join(lines))
+    build_manifest(tmp_path / "counted")
+    sources = [
+        (iostack.open_corpus(tmp_path / name), 1.0) for name in (("counted", "units") if mixed else ("counted",))
+    ]
+    came: list[list[list[int]]] = []
+    for transforms in ([], [dict]):  # what is transformed is read batch by batch
+        came.append([])
+        with (
+            iostack.Loader(
+                sources, batch_size=4, max_bad_samples=budget, transforms=transforms, threads=1, rank=0, ranks=1
+            ) as loader,
+            pytest.raises(SubstitutionError, match=f"{budget + 1} bad samples, more than the budget"),
+        ):
+            came[-1].extend(batch["n"].tolist() for batch in loader)
+    assert came[0] == came[1]
+    assert len(came[0]) > 2
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_a_transform_that_always_fails_is_found_out_before_a_whole_window_is_read(
     tmp_path: Path, counted: bool

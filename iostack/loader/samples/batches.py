@@ -11,7 +11,7 @@ grouping rows by shard costs as much for one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -20,6 +20,7 @@ import numpy as np
 
 from iostack.batch_memory import BatchMemory
 from iostack.corpus.contracts import Column, Sample
+from iostack.errors import OriginError, PluginError, ShardError, SubstitutionError
 from iostack.loader.ahead.lookahead import LookAhead
 from iostack.loader.ahead.residency import Residency
 from iostack.loader.device.copies import LoadedBatch
@@ -44,6 +45,8 @@ _READ_AHEAD_BYTES = 8 << 20
 _FREED_BYTES = 16 << 20
 _WORK_BYTES, _MOST_TOGETHER = 8 << 20, 32
 """Of one piece of work, as its rows are stored, and in batches: what comes once for each shard and batch is shared by more rows."""
+_OF_SOME_ROWS = (ShardError, OriginError, SubstitutionError, PluginError)
+"""Errors that rows of a single batch may make."""
 _ROWS_PLANNED = 256
 """Planning this many rows at once costs 1 us for each; in batches of 32 it would be 3."""
 
@@ -139,7 +142,22 @@ class SampleBatches:
             if not coming:
                 return
             work, pending = coming.popleft()
-            yield from self._load(work) if pending is None else self._result(work, pending)
+            yield from self._loaded(work, pending)
+
+    def _loaded(self, work: Work, pending: Pending[list[LoadedBatch]] | None) -> Iterable[LoadedBatch]:
+        """Return its batches; where it fails those before the one that is to blame come first, as if each were alone."""
+        try:
+            return self._load(work) if pending is None else self._result(work, pending)
+        except _OF_SOME_ROWS:
+            if work.task.num_batches == 1:
+                raise
+            return self._one_by_one(work)
+
+    def _one_by_one(self, work: Work) -> Iterator[LoadedBatch]:
+        tasks = work.task.one_by_one(self._schedule.topology.batch_size)
+        for task, cursors in zip(tasks, work.cursors, strict=True):
+            alone = Work(task, [cursors])
+            yield from self._result(alone, self._submit(alone))
 
     def _has_room(self, coming: Sequence[Pending[list[LoadedBatch]] | None]) -> bool:
         """Return whether more may come: what is at hand takes no memory, and shows which shards will be needed."""

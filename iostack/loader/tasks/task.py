@@ -6,7 +6,7 @@ done again where that one died.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,6 +51,10 @@ class UnitRows:
         unit = self.units[int(self.which[index])]
         return UnitRow(unit, int(self.outputs[index]), int(self.lanes[index]), int(self.draws[index]))
 
+    def part(self, own: slice) -> UnitRows:
+        """Return some of the rows."""
+        return UnitRows(self.units, self.which[own], self.outputs[own], self.lanes[own], self.draws[own])
+
 
 @dataclass(frozen=True)
 class RowsTask:
@@ -65,6 +69,12 @@ class RowsTask:
     valid: NDArray[np.bool_]
     origins: Int64s | UnitRows
     identities: Int64s
+
+    def part(self, own: slice) -> RowsTask:
+        """Return the task of some of the rows."""
+        located = Rows(self.located.epochs[own], self.located.shards[own], self.located.rows[own])
+        origins = self.origins.part(own) if isinstance(self.origins, UnitRows) else self.origins[own]
+        return RowsTask(self.number, located, self.valid[own], origins, self.identities[own])
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,18 @@ class BatchTask:
         if self.num_batches == 1:
             return f"the batch at position {self.position}"
         return f"the {self.num_batches} batches from position {self.position} on"
+
+    def one_by_one(self, batch_size: int) -> Iterator[BatchTask]:
+        """Yield a task for each of the batches, which stand ``batch_size`` positions apart."""
+        rows = len(self.valid) // self.num_batches
+        for number in range(self.num_batches):
+            first = number * rows
+            parts = []
+            for places, task in self.parts:
+                own = slice(*np.searchsorted(places, (first, first + rows)).tolist())
+                if own.start < own.stop:
+                    parts.append((places[own] - first, task.part(own)))
+            yield BatchTask(self.position + number * batch_size, self.valid[first : first + rows], parts)
 
 
 @dataclass(frozen=True)

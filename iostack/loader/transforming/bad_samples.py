@@ -19,7 +19,7 @@ class BadSamples:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._known: set[str] = set()
+        self._known: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -61,11 +61,11 @@ class BadSamples:
         self._refuse_too_many(count, bad, error)
 
     def _add(self, bad: Sequence[str]) -> tuple[int, bool]:
-        """Return how many different ones were met, and whether any of these is met for the first time."""
+        """Return how many different ones were met up to the last of these, and whether any is met for the first time."""
         with self._lock:
             before = len(self._known)
-            self._known.update(bad)
-            return len(self._known), len(self._known) > before
+            last = max(self._known.setdefault(each, len(self._known) + 1) for each in bad)
+            return last, len(self._known) > before
 
     def _refuse_too_many(self, count: int, bad: str, error: Exception) -> None:
         if count > self.budget:
