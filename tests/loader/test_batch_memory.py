@@ -175,6 +175,22 @@ def test_samples_that_come_in_parts_have_the_places_that_they_take_in_the_batch(
     assert np.shares_memory(column, made[1])
 
 
+def test_batches_that_are_made_together_lie_in_one_memory_and_share_nothing() -> None:
+    memory = BatchMemory()
+    _batch(memory, lambda index: {"x": _filled(index)})
+    with memory.batch(6) as places:
+        samples = []
+        for index in range(6):
+            begin_sample(index)
+            samples.append({"x": _filled(index)})
+        first, second, again = (collate(samples[part], places)["x"] for part in (slice(2), slice(2, 6), slice(1, 3)))
+    for column, expected in ((first, [0, 1]), (second, [2, 3, 4, 5]), (again, [1, 2])):
+        assert column[:, 0, 0].tolist() == expected
+    assert np.shares_memory(second, samples[5]["x"])
+    assert not np.shares_memory(first, second)
+    assert not np.shares_memory(again, first)
+
+
 def test_samples_that_exchange_their_arrays_are_copied() -> None:
     memory = BatchMemory()
     _batch(memory, lambda index: {"x": _filled(index)})

@@ -80,7 +80,7 @@ def _marked(mark: Path) -> list[int]:
     return found
 
 
-def _wait_for(path: Path) -> int:
+def wait_for(path: Path) -> int:
     """Return the number that a worker writes to ``path``: its process id."""
     deadline = time.monotonic() + DEADLINE_S
     while not (path.exists() and (text := path.read_text())):
@@ -89,7 +89,7 @@ def _wait_for(path: Path) -> int:
     return int(text)
 
 
-def _wait_until_gone(pid: int) -> None:
+def wait_until_gone(pid: int) -> None:
     """Wait until a process is no more, or is a zombie that its new parent has not seen yet."""
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
@@ -111,11 +111,11 @@ def test_a_signal_ends_a_process_and_its_workers_and_leaves_nothing(
     program: Any, tmp_path: Path, number: int, how: str
 ) -> None:
     process = program(how)
-    worker = _wait_for(tmp_path / "at")
+    worker = wait_for(tmp_path / "at")
     began = time.monotonic()
     process.send_signal(number)
     _, told = process.communicate(timeout=DEADLINE_S)
-    _wait_until_gone(worker)
+    wait_until_gone(worker)
     assert time.monotonic() - began < SOON_S
     assert process.returncode == (-number if number != signal.SIGINT else -signal.SIGINT)
     assert ("KeyboardInterrupt" in told) == (number == signal.SIGINT)
@@ -152,7 +152,7 @@ def test_control_c_ends_a_process_whose_workers_are_starting(program: Any, tmp_p
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in told
     for pid in _marked(tmp_path):
-        _wait_until_gone(pid)
+        wait_until_gone(pid)
     assert _left_behind(tmp_path) == []
 
 
@@ -193,9 +193,9 @@ def test_what_a_transform_has_started_ends_with_its_worker(small: Corpora, tmp_p
         small, "rows transformed", workers=1, transforms=[worker_transforms.Spawn(str(tmp_path / "pid"))]
     ) as loader:
         next(iter(loader))
-        pid = _wait_for(tmp_path / "pid")
+        pid = wait_for(tmp_path / "pid")
         os.kill(pid, 0)
-    _wait_until_gone(pid)
+    wait_until_gone(pid)
 
 
 def test_a_worker_has_no_descriptors_but_those_made_for_it(small: Corpora, tmp_path: Path) -> None:

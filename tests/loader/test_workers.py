@@ -6,23 +6,29 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import corpora
+import numpy as np
 import pytest
 import torch
 import worker_transforms
-from worker_transforms import Fail, Harm
+from worker_transforms import Fail, Harm, Spawn
 
 import iostack
 from iostack.corpus.index import build_manifest
 from iostack.errors import PlanError, PluginError, SettingsError, SubstitutionError
+from iostack.loader.tasks.task import BatchTask
+from iostack.loader.workers.messages import Status, read, write
+from iostack.loader.workers.pool import Pool
+from iostack.loader.workers.slots import SMALL_BYTES, Slot, anonymous_memory
 from iostack.testing import check_resume_at_every_step
 
 from .pipelines import Corpora, make
+from .test_ends import wait_for, wait_until_gone
 
 ALL_KINDS = [
     "texts transformed",
@@ -144,6 +150,53 @@ def test_a_sample_that_kills_one_worker_only_is_given_after_all(
     how = {"crash": "was killed by SIGSEGV", "exit": "ended with exit code 7", "kill": "was killed by SIGKILL"}[what]
     assert f"a worker process {how} at " in caplog.text
     assert "1.jsonl row 7: another one takes over" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["crash", "exit"])
+def test_programs_that_a_transform_has_started_end_with_a_worker_that_dies_by_itself(
+    numbers: iostack.Corpus, what: str, tmp_path: Path
+) -> None:
+    starts, dies = Spawn(str(tmp_path / "pid")), Harm(what, 17, once=str(tmp_path / "done"))
+    with _loader(numbers, starts, dies, workers=1) as loader:
+        batches = iter(loader)
+        assert len(_numbers(islice(batches, 10))) == 10
+        assert Path(dies.once).exists()
+        wait_until_gone(wait_for(tmp_path / "pid"))
+
+
+def test_batches_that_take_no_time_are_done_several_in_a_task(
+    numbers: iostack.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(Pool, "do", _counting(Pool.do, sizes))
+    with _loader(numbers, worker_transforms.shout) as loader:
+        list(islice(loader, 60))
+    assert sizes[0] == 1
+    assert max(sizes) > 1
+    sizes.clear()
+    with _loader(numbers, worker_transforms.shout, lookahead_bytes=1) as loader:
+        list(islice(loader, 20))
+    assert set(sizes) == {1}
+
+
+def _counting(do: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    def counting(self: Pool, task: BatchTask, **options: Any) -> Any:
+        sizes.append(task.num_batches)
+        return do(self, task, **options)
+
+    return counting
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, SMALL_BYTES - 300, SMALL_BYTES, SMALL_BYTES + 1, 3_000_000])
+def test_messages_of_any_size_come_back_as_they_were_written(num_bytes: int) -> None:
+    value = {"many": [np.arange(each) for each in range(60)], "one": np.arange(num_bytes).astype(np.uint8), "text": "ä"}
+    slot = Slot(anonymous_memory())
+    for status in (Status.TASK, Status.RESULT):
+        found = read(slot, write(slot, 1, status, value))
+        assert repr(found) == repr(value)
+        assert (found["one"] == value["one"]).all()
+        found["one"][...] = 0  # it is the consumer's
+    slot.close()
 
 
 @pytest.mark.parametrize("what", ["crash"])

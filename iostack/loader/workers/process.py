@@ -172,7 +172,7 @@ class Process:
                     raise PluginError(f"worker process {self.pid} answered task {ticket.task} instead of {task}")
                 return ticket
             # A forked child of this process may hold the other end open, so the end of the stream is not all there is.
-            if self._process.poll() is not None:
+            if self._has_ended():
                 raise self._death(task)
             try:
                 patience(self._note(task))
@@ -199,12 +199,22 @@ class Process:
         """Return its exit code once it is gone, None if it does not go."""
         with self._lock:
             self._is_dead = True
+            self._kill_group()
             try:
                 return self._process.wait(_REAP_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 log.warning("worker process %d did not end in %g s and is left behind", self.pid, _REAP_S)
                 return None
+
+    def _has_ended(self) -> bool:
+        """Return whether it has; it is not reaped, so that its number stays that of its group."""
+        if self._process.returncode is not None or not hasattr(os, "waitid"):  # as on macOS before Python 3.13
+            return self._process.poll() is not None
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # where SIGCHLD is ignored, the kernel has reaped it
+            return True
 
     def _close_seats(self) -> None:
         if self._is_dead and not self._taken:
