@@ -75,7 +75,8 @@ class Maps:
         if len(self._maps) >= _OPEN_MAPS:
             self.clear()
         try:
-            for shard in np.unique(shards[self._addresses[shards] == 0]).tolist():
+            # Not np.unique, for which numpy imports numpy.ma.
+            for shard in sorted(set(shards[self._addresses[shards] == 0].tolist())):
                 self._maps[shard] = self._open_map(shard)
                 self._addresses[shard] = _address(self._maps[shard])
         finally:
