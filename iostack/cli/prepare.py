@@ -170,7 +170,7 @@ def _tell(planned: Planned, done: Converted, as_json: bool) -> None:
     tokens = "" if done.tokens is None else f", {done.tokens:,} tokens"
     click.echo(
         f"{redact(planned.job.target_uri)}: {done.shards:,} {planned.writer.format} shards "
-        f"({done.pieces_now:,} made now), {done.samples:,} samples{tokens}, {format_bytes(done.bytes)}"
+        f"({done.shards_now:,} made now), {done.samples:,} samples{tokens}, {format_bytes(done.bytes)}"
     )
 
 

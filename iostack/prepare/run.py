@@ -40,6 +40,7 @@ class Converted:
     num_bad: int = 0
     bad: list[str] = field(default_factory=list)
     pieces_now: int = 0
+    shards_now: int = 0
     samples_now: int = 0
     bytes_now: int = 0
     lost: int = 0
@@ -64,6 +65,7 @@ class Converted:
             self.tokens = (self.tokens or 0) + done.tokens
         if is_new:
             self.pieces_now += 1
+            self.shards_now += bool(done.files)
             self.samples_now += done.samples
             self.bytes_now += done.bytes
 
