@@ -160,6 +160,13 @@ def test_columns_and_samples_stand_in_one_batch(tmp_path: Path) -> None:
     _assert_equal([Source(table, 1, epochs=2), Source(iostack.open_corpus(tmp_path / "b"), 1, epochs=1)], epochs=None)
 
 
+def test_rows_that_filters_keep_come_as_columns(tmp_path: Path, reads: Mapping[str, int]) -> None:
+    corpus = _write(tmp_path, *[pa.table({"n": range(first, first + 30)}) for first in (0, 30)])
+    batches = _assert_equal(corpus, filters=[{"name": "where", "column": "n", "op": "<=", "value": 40}], lanes=2)
+    assert sorted(n for batch in batches for n in batch["n"][batch["valid"]].tolist()) == list(range(41))
+    assert reads["read_columns"] > 0
+
+
 def test_shards_with_columns_in_another_order_give_the_batches_of_their_samples(tmp_path: Path) -> None:
     first = pa.table({"a": range(20), "b": ["x"] * 20})
     _assert_equal(_write(tmp_path, first, first.select(["b", "a"])))
