@@ -6,6 +6,7 @@ values have one digest; all others differ.
 
 from __future__ import annotations
 
+import decimal
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from iostack.corpus.contracts import Sample
 _EXACT_IN_FLOAT = float(1 << 53)
 _JOINED_BYTES = 4096
 _KEPT_NAMES = 10_000
+_EXACTLY = decimal.Context(prec=decimal.MAX_PREC, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX, traps=[])
 _name = operator.itemgetter(0)
 
 
@@ -79,6 +81,8 @@ class SamplesDigest:
             self._add_mapping(value)
         elif isinstance(value, Sequence):
             self._add_list(value)
+        elif isinstance(value, decimal.Decimal):  # a column has one scale: 1.5 may be read back as 1.50
+            self._put(b"o", f"Decimal:{_EXACTLY.normalize(value)}".encode())
         else:
             self._put(b"o", f"{type(value).__name__}:{value}".encode())
 

@@ -172,6 +172,15 @@ def test_shards_whose_numbers_have_other_sizes_are_one_target(tmp_path: Path) ->
     assert [row["f"] for row in conversions.read_back(tmp_path / "out")] == [0.5, 0.25, 0.1, 0.2]
 
 
+def test_shards_whose_decimals_have_other_scales_are_one_target(tmp_path: Path) -> None:
+    for shard, number in enumerate(("1.25", "1.125")):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"price": [Decimal(number)] * ROWS}), tmp_path / "in" / f"{shard}.parquet")
+    conversions.prepare(tmp_path / "in", tmp_path / "out", "--to", "parquet", "--jobs", 1)
+    read = conversions.read_back(tmp_path / "out")
+    assert [row["price"] for row in read] == [Decimal("1.25")] * ROWS + [Decimal("1.125")] * ROWS
+
+
 def test_a_value_that_a_transform_made_tells_its_own_type(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     pq.write_table(
