@@ -12,7 +12,7 @@ _ADVICE = {
     "origin": "the storage is the limit: more bytes a second from it, a cache folder that keeps what was fetched, or "
     "shards that are better compressed",
     "cache": "unpacking is the limit: zstd instead of gzip or bz2, uncompressed shards, or a cache folder on NVMe",
-    "read": "reading rows is the limit: keep fewer columns (--columns), index the corpus (iostack index), or raise --threads",
+    "read": "reading rows is the limit, and threads take turns in it: keep fewer columns (--columns), or index the corpus (iostack index)",
     "decode": "decoding is the limit: raise --threads; where transforms are Python, use worker processes (data.workers); "
     "or store what they make",
     "assemble": "planning and gathering batches is the limit: a larger batch (--batch-size), or fewer columns; "
