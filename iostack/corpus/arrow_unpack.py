@@ -51,10 +51,25 @@ def _unpack(source: Path, output: BinaryIO, name: str, *, columns: Columns, batc
 def _plain(batch: Any) -> Any:
     import pyarrow as pa
 
+    for column in batch.columns:
+        _refuse_overlaps(column)
     columns = [plain_array(column) for column in batch.columns]
     # The metadata is left behind: it names extensions, and pandas' indexes.
     fields = [pa.field(name, column.type) for name, column in zip(batch.schema.names, columns, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _refuse_overlaps(column: Any) -> None:
+    """Refuse lists that are views of the same values: a few of them would become any number of values."""
+    import pyarrow.compute
+
+    if "list_view<" not in str(column.type):
+        return
+    is_plain_inside = "list_view<" not in str(getattr(column.type, "value_type", column.type))
+    if not is_plain_inside or (pyarrow.compute.sum(column.value_lengths()).as_py() or 0) > len(column.values):
+        raise ValueError(
+            f"{column.type}: views of lists that overlap, or lie in other values, are read of plain Arrow alone"
+        )
 
 
 def empty_batch(schema: Any) -> Any:

@@ -171,3 +171,18 @@ def test_pickled_extension_types_are_not_unpickled(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         assert read_whole(tmp_path / name) == [{"e": 1}, {"e": 2}]
     assert not mark.exists()
+
+
+def test_lists_that_are_views_of_the_same_values_are_not_unpacked(tmp_path: Path) -> None:
+    honest = pa.array([[1, 2], None, [3]], pa.list_view(pa.int8()))
+    starts, lengths = pa.array([0] * 3, pa.int32()), pa.array([2] * 3, pa.int32())
+    overlapping = pa.ListViewArray.from_arrays(starts, lengths, pa.array([1, 2], pa.int8()))
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    for name, column in (("honest", honest), ("overlapping", overlapping)):
+        (tmp_path / name).mkdir()
+        with pa.ipc.new_file(str(tmp_path / name / "0.arrow"), pa.schema({"a": column.type}), options=options) as file:
+            file.write_batch(pa.record_batch([column], ["a"]))
+    with iostack.open_corpus(tmp_path / "honest") as corpus:
+        assert [row["a"] for row in corpus] == [[1, 2], None, [3]]
+    with iostack.open_corpus(tmp_path / "overlapping") as corpus, pytest.raises(ShardError, match="overlap"):
+        corpus.open_shard(0)
