@@ -39,6 +39,7 @@ def main() -> None:
         {"name": "keep", "columns": ["image", "cls"]},
     ]
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # more would only wait for each other over so small a model, and for the loader's threads
     model = nn.Sequential(
         *(nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU()),
         *(nn.Conv2d(16, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU()),
