@@ -81,10 +81,12 @@ class Fetches:
             self.started.append(shard)
             self._changed.notify_all()
         assert self.gate.wait(timeout=60)
-        self._fetch(shard)
-        with self._changed:
-            self.ended += 1
-            self._changed.notify_all()
+        try:
+            self._fetch(shard)
+        finally:  # fetches that are dropped end early
+            with self._changed:
+                self.ended += 1
+                self._changed.notify_all()
 
     def wait_for(self, *, started: int = 0, ended: int = 0) -> None:
         with self._changed:
