@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -93,16 +94,23 @@ class StreamedSource(Generic[Given]):
     def take_all(self, positions: Int64s) -> Iterator[tuple[Int64s, Stretch[Given]]]:
         """Yield the outputs at positions that ascend in every lane, unit by unit, and the indices of their positions.
 
-        Lane after lane is taken, so all units are waited for before the last output of the first lane is used.
+        Lanes take turns: while one waits for its next unit, those of the others load.
         """
         times, lanes = np.divmod(positions, self.lanes)
         by_lane = np.argsort(lanes, kind="stable")
         if not len(by_lane):
             return
-        for indices in np.split(by_lane, np.flatnonzero(np.diff(lanes[by_lane])) + 1):
-            for stretch in self._units.stream(int(lanes[indices[0]])).take_all(times[indices]):
-                yield indices[: len(stretch.chosen)], stretch
-                indices = indices[len(stretch.chosen) :]
+        turns = deque(
+            (indices, self._units.stream(int(lanes[indices[0]])).take_all(times[indices]))
+            for indices in np.split(by_lane, np.flatnonzero(np.diff(lanes[by_lane])) + 1)
+        )
+        while turns:
+            indices, stretches = turns.popleft()
+            stretch = next(stretches)
+            num_taken = len(stretch.chosen)
+            yield indices[:num_taken], stretch
+            if num_taken < len(indices):
+                turns.append((indices[num_taken:], stretches))
 
     def restore(self, cursors: Cursors, first_lane: int) -> None:
         """Put the lanes where the cursors say and begin loading from ``first_lane`` on."""

@@ -10,10 +10,11 @@ grouping rows by shard costs as much for one.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +37,7 @@ from iostack.loader.tasks.batch_bytes import batch_bytes
 from iostack.loader.tasks.collate import as_tensors
 from iostack.loader.tasks.task import BatchTask, RowsTask, assemble
 from iostack.loader.threads import Threads, patience_s
+from iostack.stages import tally_here
 
 _LEAST_AHEAD, _MOST_AHEAD = 2, 32
 _HELD_IN_WORKERS_PER_BYTE = 3
@@ -49,6 +51,7 @@ _OF_SOME_ROWS = (ShardError, OriginError, SubstitutionError, PluginError)
 """Errors that rows of a single batch may make."""
 _ROWS_PLANNED = 256
 """Planning this many rows at once costs 1 us for each; in batches of 32 it would be 3."""
+_SHORT_WAIT_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,11 @@ class SampleBatches:
         while end is None or position < end:
             if end is not None:
                 num_batches = min(num_batches, -(-(end - position) // batch_size))
-            for work in self._plan(position, num_batches):
+            works = self._plan(position, num_batches)
+            before_s = _waited_s()
+            first = next(works)
+            has_waited = _waited_s() - before_s > _SHORT_WAIT_S
+            for work in chain([first], works):
                 if not self._ends_by_data:
                     yield work
                     continue
@@ -201,7 +208,8 @@ class SampleBatches:
                 if all(source.is_finished() for source in self._sources):
                     return
             position += num_batches * batch_size
-            num_batches = min(2 * num_batches, most_at_once)  # the first batch waits for no other
+            # The first batch waits for no other, and none does where units come slowly, as those of which filters keep little.
+            num_batches = 1 if has_waited else min(2 * num_batches, most_at_once)
 
     def _plan(self, position: int, num_batches: int) -> Iterator[Work]:
         """Yield so many batches, the first of which is at ``position``, as pieces of work."""
@@ -245,6 +253,12 @@ class SampleBatches:
         """Let go of the open shards; ``batches`` must be closed."""
         for source in self._sources:
             source.close()
+
+
+def _waited_s() -> float:
+    """Return for how long this thread has waited since its tally began."""
+    tally = tally_here()
+    return math.fsum(tally.waited_s.values()) if tally is not None else 0.0
 
 
 def _keep_freed_memory() -> None:
