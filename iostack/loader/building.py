@@ -19,7 +19,8 @@ from iostack.loader.sequences.slots import PINNED_SLOTS, SLOTS, Slots
 from iostack.loader.sequences.tokens import TokenSource
 
 if TYPE_CHECKING:
-    from iostack.loader.samples.batches import SampleBatches, SampleSource
+    from iostack.loader.samples.batches import SampleBatches
+    from iostack.loader.samples.planner import SampleSource
 
 
 log = logging.getLogger("iostack.loader")
