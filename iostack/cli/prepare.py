@@ -75,8 +75,8 @@ def prepare(
     stopped or killed; with other options or another source it is refused. At the end TARGET has a manifest.
     """
     from iostack.prepare.planning import plan_conversion
+    from iostack.prepare.reading import Source
     from iostack.prepare.run import convert
-    from iostack.prepare.work import Source
 
     given = {"tokenizer": tokenizer, "text_column": text_column, "compress": compress}
     chosen = [name.strip() for name in (columns or "").split(",") if name.strip()]

@@ -59,7 +59,7 @@ class Desk:
 
 
 class RecordedBadSamples(BadSamples):
-    """Reports nothing itself: its parent makes the same calls in the order of the tasks, and counts."""
+    """Reports nothing itself: its parent makes the same calls as each task is done, and counts."""
 
     def __init__(self, budget: int) -> None:
         super().__init__(budget)

@@ -24,12 +24,14 @@ from iostack.corpus.detect import format_named
 from iostack.corpus.manifest import manifest_of
 from iostack.errors import PrepareError
 from iostack.loader.order.named import find_filters, find_transforms
+from iostack.prepare.bad_rows import BadRows
 from iostack.prepare.contracts import Layout, Writer
 from iostack.prepare.named import build_writer
 from iostack.prepare.pieces import Pieces, Run
+from iostack.prepare.reading import Reading, Source
 from iostack.prepare.target import disk_errors, open_target
 from iostack.prepare.types import KnownTypes
-from iostack.prepare.work import BadRows, Job, Reading, Source
+from iostack.prepare.work import Job
 
 _TRIAL_PLACES = 8
 _TRIAL_PLACE_BYTES = 128 << 10

@@ -15,12 +15,13 @@ from iostack.corpus.detect import detect
 from iostack.corpus.manifest import SIDECAR, manifest_of
 from iostack.corpus.origins import open_origin
 from iostack.errors import PrepareError
+from iostack.prepare.bad_rows import too_many_bad
 from iostack.prepare.journal import FINISHED, PLAN, Finished, Journal
 from iostack.prepare.lock import target_lock
 from iostack.prepare.named import build_engine, build_writer
 from iostack.prepare.planning import Planned
 from iostack.prepare.target import Target, open_target, sweep
-from iostack.prepare.work import Job, too_many_bad
+from iostack.prepare.work import Job
 
 Progress = Callable[["Converted"], None]
 """Called with what is done so far, from one thread, about once a second and after every piece."""

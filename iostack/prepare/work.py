@@ -6,49 +6,28 @@ rows ──read──> samples ──filters, transforms, columns──> sink �
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from iostack.corpus.contracts import Sample, ShardReader, TableFormat
-from iostack.corpus.corpus import Corpus, open_corpus
+from iostack.corpus.contracts import Sample, ShardReader
+from iostack.corpus.corpus import open_corpus
 from iostack.corpus.detect import format_named
 from iostack.corpus.origins import object_uri
-from iostack.errors import IostackError, PluginError, PrepareError, SampleError
-from iostack.loader.order.named import find_filters, find_transforms
-from iostack.loader.transforming.filters import Filtering
-from iostack.loader.transforming.transforms import Transforming
+from iostack.errors import IostackError, PluginError, PrepareError
+from iostack.prepare.bad_rows import BadRows
 from iostack.prepare.contracts import Layout, ShardSink
 from iostack.prepare.digest import SamplesDigest
 from iostack.prepare.journal import Finished, WrittenFile
 from iostack.prepare.named import build_writer
-from iostack.prepare.pieces import Piece, Run
+from iostack.prepare.pieces import Piece
+from iostack.prepare.reading import BLOCK_BYTES, BLOCK_ROWS, Reading, Source
 from iostack.prepare.target import disk_errors, open_target
 
-_BLOCK_BYTES = 8 << 20
-_BLOCK_ROWS = 1024
-_NAMED_BAD_ROWS = 5
 _DIGEST_BLOCK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is read: a corpus, and what is made of each of its samples."""
-
-    uri: str
-    format: str | None
-    cache_dir: str | None
-    options: Mapping[str, Any]
-    transforms: Sequence[Any] = ()
-    columns: Sequence[str] = ()
-    filters: Sequence[Any] = ()
-
-    def open(self) -> Corpus:
-        """Open the corpus."""
-        return open_corpus(self.uri, format=self.format, cache_dir=self.cache_dir, **self.options)
 
 
 @dataclass(frozen=True)
@@ -73,66 +52,6 @@ class Job:
         return PieceMaker(self)
 
 
-class Reading:
-    """The samples of a source after its filters and transforms; a bad one is the error that makes it bad."""
-
-    def __init__(self, source: Source, row_bytes: float) -> None:
-        self.corpus = source.open()
-        if source.columns and not (source.filters or source.transforms) and isinstance(self.corpus.format, TableFormat):
-            self.corpus = self.corpus.with_columns(source.columns)
-        self.seed = 0
-        self.filters = find_filters(source.filters)[0]
-        self.transforms = find_transforms(source.transforms)[0]
-        self._filtering = Filtering(self)
-        self._transforming = Transforming(self)
-        self._columns = tuple(source.columns)
-        self._block_rows = max(1, min(_BLOCK_ROWS, int(_BLOCK_BYTES / max(row_bytes, 1))))
-
-    def blocks(self, run: Run) -> Iterator[tuple[int, Sequence[Sample | Exception | None]]]:
-        """Yield (first row, samples) of a run, in blocks of some MiB; None stands for what a filter leaves out."""
-        reader = self.corpus.open_shard(run.shard)
-        for start in range(run.start, run.stop, self._block_rows):
-            rows = range(start, min(start + self._block_rows, run.stop))
-            samples = reader.read(rows)
-            yield start, [self.made(each, run.shard, row) for row, each in zip(rows, samples, strict=True)]
-
-    def made(self, sample: Sample | Exception, shard: int, row: int) -> Sample | Exception | None:
-        """Return what becomes of the sample of a row; None if a filter leaves it out."""
-        if self.filters:
-            verdict = self._filtering.judge(sample, shard, row)
-            if verdict is not True:
-                return verdict if isinstance(verdict, Exception) else None
-        sample = self._transforming.apply(sample, 0, shard, row)
-        if isinstance(sample, Exception) or not self._columns:
-            return sample
-        missing = [column for column in self._columns if column not in sample]
-        if missing:
-            return SampleError(f"no column {missing[0]!r}; there are {', '.join(map(str, sample))}")
-        return {column: sample[column] for column in self._columns}
-
-
-@dataclass
-class BadRows:
-    """Rows that are left out, of which so many are allowed; the first are named."""
-
-    allowed: int
-    count: int = 0
-    named: list[str] = field(default_factory=list)
-
-    def add(self, where: str, error: Exception) -> None:
-        """Count one, ``where`` being its shard and row.
-
-        Raises:
-            PrepareError: it is one too many.
-        """
-        self.count += 1
-        if len(self.named) < _NAMED_BAD_ROWS:
-            told = error.message if isinstance(error, SampleError) else f"{type(error).__name__}: {error}"
-            self.named.append(told if where.partition(" row ")[0] in told else f"{where}: {told}")
-        if self.count > self.allowed:
-            raise too_many_bad(self.count, self.allowed, self.named[0])
-
-
 @dataclass
 class _Tally:
     """What one piece gave so far."""
@@ -150,15 +69,6 @@ class _Tally:
             self.digest.add(sample)
         if self.holds_tokens:
             self.tokens = (self.tokens or 0) + len(sample["tokens"])
-
-
-def too_many_bad(count: int, allowed: int, first: str) -> PrepareError:
-    """Return the error for more bad samples than are allowed."""
-    allowed_text = "none is allowed" if not allowed else f"more than the {allowed:,} that are allowed"
-    return PrepareError(
-        f"{count:,} bad sample{'s' if count > 1 else ''}, {allowed_text}; the first: {first}",
-        hint="repair the source, or leave bad samples out with --max-bad-samples N; the same command goes on",
-    )
 
 
 class PieceMaker:
@@ -273,7 +183,7 @@ class PieceMaker:
         with open_corpus(folder, format=self._writer.format, cache_dir=folder / ".cache") as corpus:
             read = SamplesDigest()
             for shard in range(corpus.num_shards):
-                _add_all(corpus.open_shard(shard), read, int(_BLOCK_BYTES / max(self._job.row_bytes, 1)))
+                _add_all(corpus.open_shard(shard), read, int(BLOCK_BYTES / max(self._job.row_bytes, 1)))
         if (read.num_samples, read.value()) != (wanted.num_samples, wanted.value()):
             raise PrepareError(
                 f"{object_uri(self._target.uri, first)}: {read.num_samples:,} samples were read back that are not the "
@@ -283,7 +193,7 @@ class PieceMaker:
 
 
 def _add_all(reader: ShardReader, digest: SamplesDigest, block_rows: int) -> None:
-    block_rows = max(1, min(_BLOCK_ROWS, block_rows))
+    block_rows = max(1, min(BLOCK_ROWS, block_rows))
     for start in range(0, reader.counts.samples, block_rows):
         for sample in reader.read(range(start, min(start + block_rows, reader.counts.samples))):
             if isinstance(sample, Exception):
