@@ -59,7 +59,10 @@ class RunProgress:
             sys.stderr.flush()
 
     def show(self, metrics: StepMetrics, stages: Callable[[], Mapping[str, StageFigures]]) -> None:
-        """Take note of a step, and of what ``stages()`` of this rank's loader are by then; log it if it is the first, the last, or the last log line is some seconds old."""
+        """Take note of a step, and of what ``stages()`` of this rank's loader are by then.
+
+        It is logged if it is the first or the last, or if the last line is some seconds old.
+        """
         if not self._is_shown:
             return
         self._since.append(metrics)

@@ -22,7 +22,8 @@ class ShardSink(Protocol):
     def write(self, samples: Sequence[Sample], rows: Sequence[int]) -> Sequence[Sample | Exception]:
         """Append samples; return each as the format's reader will give it back.
 
-        ``rows`` number them over the whole source, for formats whose samples need a name. A sample that does not fit is left out and returned as its ``SampleError``, which names column and type.
+        ``rows`` number them over the whole source, for formats whose samples need a name. A sample that does not fit is
+        left out and returned as its ``SampleError``, which names column and type.
         """
         ...
 
