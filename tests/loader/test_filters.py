@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
@@ -243,3 +244,24 @@ def test_units_of_which_filters_leave_nothing_are_read_once(
     if pipeline == "filtered sparse texts":  # a transform may make texts that are long enough in another epoch
         assert first_ids(transforms=[unchanged]) == found
         assert max(empty.values()) > 16
+
+
+def test_units_of_all_lanes_load_at_once_where_each_gives_little(tmp_path: Path) -> None:
+    for shard in range(16):
+        rows = [{"i": shard * 10 + row} for row in range(10)]
+        (tmp_path / f"{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    together = threading.Barrier(4, timeout=20)  # the row of a unit that loads without those of the other lanes is bad
+
+    def is_first(sample: Sample) -> bool:
+        if sample["i"] % 10:
+            return False
+        together.wait()
+        return True
+
+    corpus = iostack.open_corpus(tmp_path)
+    with iostack.Loader(corpus, batch_size=16, lanes=4, threads=4, filters=[is_first]) as loader:
+        batches = iter(loader)
+        found = [next(batches)["i"].tolist() for _ in range(2)]
+        together.abort()
+    assert [sorted(batch) for batch in found] == [list(range(0, 160, 10))] * 2
+    assert loader.bad_samples.count == 0
