@@ -87,6 +87,9 @@ def train(
         _refuse_early(settings, world, procs)
     except IostackError as error:
         if world.local_rank:  # the first rank of the machine says it for all
+            from trainer.supervise.report import let_the_first_tell
+
+            let_the_first_tell()
             return error.exit_code
         raise
     if procs == 1:

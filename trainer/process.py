@@ -14,7 +14,14 @@ from trainer.run_folder import RunFolder
 from trainer.settings import Settings
 from trainer.supervise.heartbeat import Heartbeat, Verdict
 from trainer.supervise.launch import RESUME_HINT
-from trainer.supervise.report import Failure, failure_of, print_failure, print_traceback, send_failure
+from trainer.supervise.report import (
+    Failure,
+    failure_of,
+    let_the_first_tell,
+    print_failure,
+    print_traceback,
+    send_failure,
+)
 from trainer.supervise.world import World
 
 _COLLECTIVE = re.compile(
@@ -91,6 +98,8 @@ def _end(error: Exception, world: World, watch: list[Heartbeat], *, debug: bool)
         send_failure(world.launch.report_fd, failure)
     elif is_first:
         print_failure(failure)
+    elif not watch:
+        let_the_first_tell()
     sys.stdout.flush()
     # Leaving in an orderly way would wait for collectives that nobody answers.
     os._exit(failure.exit_code)

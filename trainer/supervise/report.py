@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from dataclasses import asdict, dataclass
 
 from iostack.errors import IostackError, redact
+
+_TELLING_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ def failure_of(error: BaseException) -> Failure:
         redact(f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__),
         hint="--debug shows where it was raised",
     )
+
+
+def let_the_first_tell() -> None:
+    """Wait, on a rank that is silent because the first of its machine tells why all end: torchrun ends that one with this."""
+    time.sleep(_TELLING_S)
 
 
 def send_failure(report_fd: int, failure: Failure) -> None:
