@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from iostack.errors import UsageError
-from iostack.loader.loader import live_loaders
+from iostack.loader.live import live_loaders
 
 if TYPE_CHECKING:
     from iostack.loader.loader import Loader

@@ -63,7 +63,6 @@ def place_buffers(mapped: Mapped, column: Any, layout: str, *, name: str) -> lis
 
 def _check_offsets(offsets: NDArray[Any], data_bytes: int, name: str) -> None:
     """Refuse values that run backwards or out of their buffer: once, so that reading rows need not look again."""
-
     if offsets[0] < 0 or offsets[-1] > data_bytes or bool(np.any(offsets[1:] < offsets[:-1])):
         raise damaged(name, f"values from {offsets[0]:,} to {offsets[-1]:,}, not in order, of {data_bytes:,} bytes")
 

@@ -5,15 +5,10 @@ plan ──> residency ──> assemble ──> slot ──> device ──> cons
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import threading
 import time
-import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from itertools import count
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -28,6 +23,7 @@ from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.ahead.memory import memory_of
 from iostack.loader.building import build_batches
 from iostack.loader.device.copies import LoadedBatch, find_device, to_device
+from iostack.loader.live import next_number, note_iterated
 from iostack.loader.metering.meter import Meter, StageFigures
 from iostack.loader.metering.trace import Trace
 from iostack.loader.order.named import FilterSpec, TransformSpec
@@ -173,7 +169,7 @@ class Loader(IterableDataset[Batch]):
         self._iteration = 0
         self._iterated_in: int | None = None
         renew_in_children(self)
-        self.number = next(_numbers)
+        self.number = next_number()
         """Tells the loaders of a process apart."""
         self._running: Generator[LoadedBatch, None, None] | None = None
         self._device = find_device(device)
@@ -266,8 +262,7 @@ class Loader(IterableDataset[Batch]):
     def _iterate(self, iteration: int) -> Generator[Batch, None, None]:
         self._refuse_ended(iteration)
         self._iterated_in = os.getpid()
-        with _iterated_lock:
-            _iterated.add(self)
+        note_iterated(self)
         self._running = host = self._batches.batches(self.position, self._schedule.end, self._cursors)
         meter = self.meter
         batches = to_device(host, self._device, meter, pinned_bytes=self._memory.pinned)
@@ -371,25 +366,6 @@ class Loader(IterableDataset[Batch]):
             "a Loader cannot be copied or sent to another process",
             hint="make it in the process that reads it, and hand over its state_dict()",
         )
-
-
-_iterated: weakref.WeakSet[Loader] = weakref.WeakSet()
-_iterated_lock = threading.Lock()
-_numbers = count()
-
-
-def live_loaders() -> list[Loader]:
-    """Return the loaders of this process that have been iterated and are still there, oldest first."""
-    with _iterated_lock:
-        return sorted(_iterated, key=lambda loader: loader.number)
-
-
-@atexit.register
-def _close_all() -> None:
-    """Close what a script left open, while the modules that closing needs are still there."""
-    for loader in live_loaders():
-        with suppress(ValueError):  # another thread stands inside its iterator, and ends with the process
-            loader.close()
 
 
 def _from_environment(name: str, default: int) -> int:

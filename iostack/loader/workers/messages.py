@@ -79,9 +79,7 @@ def write(slot: Slot, task: int, status: Status, value: Any) -> Ticket:
         Exception: pickle's own errors, for a value that cannot be pickled.
     """
     buffers: list[pickle.PickleBuffer] = []
-    if (
-        status == Status.TASK
-    ):  # ours, without errors or tensors; asking of each value what it is takes longer than pickling it
+    if status == Status.TASK:  # without errors or tensors: asking each value what it is takes longer than pickling it
         pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
     else:
         file = io.BytesIO()
