@@ -59,6 +59,8 @@ def in_threads(
                 return
             answer: Future[R] = Future()
             _answer(answer, lambda item=items[number]: work(item))  # type: ignore[misc]
+            if answer.exception() is not None:
+                stopped.set()
             done.put((number, answer))
 
     for _ in range(min(threads, len(items))):

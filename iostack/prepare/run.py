@@ -5,6 +5,7 @@ source ──count──> pieces ──probe──> layout, rows per shard ─�
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,8 @@ def convert(
             done.fingerprint = _finish(target, planned, journal)
         finally:
             journal.save()
-            sweep(target.staging)
+            # A piece that nobody waits for any more may still be writing there: the next run removes what is left now.
+            shutil.rmtree(target.staging, ignore_errors=True)
     return done
 
 

@@ -242,6 +242,16 @@ def test_more_killing_samples_than_the_budget_allows_are_an_error(numbers: iosta
         list(islice(loader, 12))
 
 
+def test_batches_are_not_blamed_for_the_samples_that_kill_the_worker_they_wait_for(numbers: iostack.Corpus) -> None:
+    found = []
+    for what, workers in (("unpicklable", 0), ("exit", 1)):
+        harm = [Harm(what, number) for number in (10, 12, 14, 16)]
+        with _loader(numbers, *harm, workers=workers) as loader:
+            found.append(_numbers(islice(loader, 8)))
+            assert loader.bad_samples.count == 4
+    assert found[0] == found[1]
+
+
 def test_an_exception_that_cannot_be_pickled_makes_a_bad_sample_and_keeps_its_words(
     numbers: iostack.Corpus, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -31,6 +31,10 @@ log = logging.getLogger("iostack.loader")
 
 SEATS = 2
 _MOST_DEATHS = 3
+_MOST_DEATHS_BESIDE = (
+    60  # a task sees ``_MOST_DEATHS`` for each sample that kills of the tasks it shares its worker with
+)
+_AT_ANOTHER: Place = (-1, -1, -1)
 _WARN_SHARE = 0.1
 _SEAT_WAIT_S = 1.0
 
@@ -147,20 +151,23 @@ class Pool:
         Raises:
             PluginError: the task kills workers, and no sample of it can be told to be the one.
         """
-        if death.note is None:  # it was at another task, or at none
+        if death.was_at_another:
+            deaths[_AT_ANOTHER] += 1
+            what, where = str(task), "before"
+        elif death.note is None or death.note.place[2] < 0:
             deaths[None] += 1
-            what = str(task)
+            what, where = str(task), "at"
         else:
-            place: Place | None = death.note.place if death.note.place[2] >= 0 else None
+            place = death.note.place
             deaths[place] += 1
-            what = self._name(place) if place else str(task)
-            if place is not None and (death.is_slow or deaths[place] >= _MOST_DEATHS):
+            what, where = self._name(place), "at"
+            if death.is_slow or deaths[place] >= _MOST_DEATHS:
                 self._refused[place] = f"its worker process {death.how}, {deaths[place]} times in a row"
                 return True
-        log.warning("a worker process %s at %s: another one takes over", death.how, what)
-        if deaths[None] > _MOST_DEATHS:
+        log.warning("a worker process %s %s %s: another one takes over", death.how, where, what)
+        if deaths[None] > _MOST_DEATHS or deaths[_AT_ANOTHER] > _MOST_DEATHS_BESIDE:
             raise PluginError(
-                f"{what}: its worker process {death.how}, {deaths[None]} times in a row",
+                f"{what}: its worker process {death.how}, {deaths[None] + deaths[_AT_ANOTHER]} times in a row",
                 hint="look at what the transforms call; workers=0 shows it in this process",
             )
         return death.note is not None and death.note.phase == Phase.READING

@@ -47,7 +47,7 @@ _REAP_S = 5.0
 class WorkerDied(Exception):
     """A worker is gone; ``how`` says what became of it, ``note`` what it was at, None if that was not this task.
 
-    ``is_slow``: it was killed because this task took too long.
+    ``is_slow``: it was killed because this task took too long. ``was_at_another``: it was at a task of its other seat.
     """
 
     def __init__(self, how: str, note: Note | None) -> None:
@@ -55,6 +55,7 @@ class WorkerDied(Exception):
         self.how = how
         self.note = note
         self.is_slow = False
+        self.was_at_another = False
 
 
 class TooSlow(Exception):
@@ -190,10 +191,14 @@ class Process:
         code = self._reap()
         note = self._note(task)
         if self._told:
-            return WorkerDied(f"was killed, since it {self._told}", note)
-        if code is None:
-            return WorkerDied("closed its socket", note)
-        return WorkerDied(f"was killed by {_signal(-code)}" if code < 0 else f"ended with exit code {code}", note)
+            how = f"was killed, since it {self._told}"
+        elif code is None:
+            how = "closed its socket"
+        else:
+            how = f"was killed by {_signal(-code)}" if code < 0 else f"ended with exit code {code}"
+        death = WorkerDied(how, note)
+        death.was_at_another = note is None and read_note(self._page) is not None
+        return death
 
     def _reap(self) -> int | None:
         """Return its exit code once it is gone, None if it does not go."""
