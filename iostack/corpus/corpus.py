@@ -95,11 +95,8 @@ class Corpus:
         ignored: tuple[ObjectInfo, ...] = (),
         columns: Columns = None,
     ) -> None:
-        if columns is not None and not isinstance(format, TableFormat):
-            raise UsageError(
-                f"{place.uri}: shards of {format.name} are read whole, so columns cannot be chosen",
-                hint='leave columns out, or drop the others with the transform {name = "keep", columns = [...]}',
-            )
+        if columns is not None:
+            refuse_to_choose_columns(format, place.uri)
         self.uri = place.uri
         self.format = format
         self.manifest = manifest
@@ -276,6 +273,15 @@ class Corpus:
                 f"{self.shard_name(shard)} holds {found.samples:,} samples, the manifest says {known.samples:,}",
                 hint=f"run: iostack index {self.uri}",
             )
+
+
+def refuse_to_choose_columns(format: Format, uri: str) -> None:
+    """Raise UsageError where shards are read whole, as all but those of tables."""
+    if not isinstance(format, TableFormat):
+        raise UsageError(
+            f"{uri}: shards of {format.name} are read whole, so columns cannot be chosen",
+            hint='leave columns out, or drop the others with the transform {name = "keep", columns = [...]}',
+        )
 
 
 def _as_columns(columns: Sequence[str] | None) -> Columns:

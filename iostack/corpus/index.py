@@ -9,6 +9,7 @@ from typing import Any
 
 from iostack.cache.folder import cache_folder
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard, TableFormat, TableReader
+from iostack.corpus.corpus import refuse_to_choose_columns
 from iostack.corpus.damage import or_damage, refuse_damaged
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import Detected, detect
@@ -50,9 +51,12 @@ def build_manifest(
 
     Raises:
         CorpusError: as ``open_corpus``, and where shards cannot be read, or differ: all are looked at first.
+        UsageError: ``columns`` of a format that has none, or that are not there.
     """
     place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
     found = detect(place.origin.list(), format=format, uri=place.uri)
+    if columns is not None:
+        refuse_to_choose_columns(found.format, place.uri)
     before = _manifest_before(place)
     known = _known_counts(before)
     counts: list[Counts | None] = [known.get(shard) for shard in found.shards]
@@ -103,15 +107,20 @@ def _refuse_drift(
     changed: Sequence[int],
     columns: Sequence[str] | None,
 ) -> None:
-    """Compare the columns of the shards that were counted now with each other, and with one that was known before."""
+    """Compare the columns of the shards that were counted now with each other, and with one that was known before.
+
+    Where nothing was counted, ``columns`` are still looked for in that one.
+    """
     from iostack.corpus.arrow_unpack import chosen_columns
 
     seen = {
         number: counted for number in changed if (counted := counts[number]) is not None and counted.kinds is not None
     }
     before = next((number for number in range(len(counts)) if number not in seen), None)
-    if seen and before is not None and (again := found.format.count(found.shards[before], place.origin)) is not None:
-        seen[before] = again
+    if before is not None and (seen or columns is not None):
+        again = found.format.count(found.shards[before], place.origin)
+        if again is not None and again.kinds is not None:
+            seen[before] = again
     kinds = Kinds(lambda number: place.name(found.shards[number].object.path))
     for number, counted in sorted(seen.items()):
         own = counted.kinds or {}

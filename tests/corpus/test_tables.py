@@ -98,6 +98,8 @@ def test_columns_of_a_format_that_has_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UsageError, match="jsonl are read whole"):
         iostack.open_corpus(tmp_path, columns=["a"])
+    with pytest.raises(UsageError, match="jsonl are read whole"):
+        build_manifest(tmp_path, columns=["a"])
     with pytest.raises(UsageError, match="empty"):
         iostack.open_corpus(tmp_path, columns=[])
 
@@ -219,6 +221,8 @@ def test_indexing_finds_shards_whose_columns_differ_and_names_both(tmp_path: Pat
     with pytest.raises(ShardError, match=rf"'a' is int in .*b\{suffix} and is string in .*c\{suffix}$"):
         build_manifest(tmp_path)
     assert build_manifest(tmp_path, columns=["b"]).manifest.total_samples == 3
+    with pytest.raises(UsageError, match="no column 'bb'"):  # although there is nothing left to count
+        build_manifest(tmp_path, columns=["bb"])
     write(pa.table({"b": [1]}), tmp_path / f"d{suffix}")
     with pytest.raises(UsageError, match="no column 'bb'"):
         build_manifest(tmp_path, columns=["bb"])
