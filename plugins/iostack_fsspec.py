@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -46,6 +46,7 @@ class FsspecOrigin:
         self._full_uri = uri
         self._options = dict(options)
         self._opened: tuple[int, Any, str] = (-1, None, "")
+        self._found_one: bool | None = None
         self._open()
 
     def _open(self) -> tuple[Any, str]:
@@ -65,8 +66,14 @@ class FsspecOrigin:
         system, root = self._open()
         return system, root if path == _last(root) and self._is_one_object else uri_below(root, path)
 
-    @cached_property
+    @property
     def _is_one_object(self) -> bool:
+        # No cached_property: until Python 3.12 its lock is that of all origins, and stays locked in a child forked meanwhile.
+        if self._found_one is None:
+            self._found_one = self._look_for_one()
+        return self._found_one
+
+    def _look_for_one(self) -> bool:
         system, root = self._open()
         with self._call() as call:
             if not _is_http(root):
