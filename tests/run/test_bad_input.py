@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,23 @@ def _refused(ended: runs.Ended, code: int, *words: str) -> None:
     assert "Traceback" not in ended.err
     for word in words:
         assert word in ended.err
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """The folder of a run of two steps, made once."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    (folder / "run.toml").write_text(runs.SETTINGS)
+    ended = runs.Run(corpus, folder / "run.toml", folder / "run").train("-s", "train.steps=2")
+    assert ended.code == 0, ended.err
+    return folder / "run"
+
+
+@pytest.fixture
+def finished(run: runs.Run, two_steps: Path) -> runs.Run:
+    """A run that made two steps."""
+    shutil.copytree(two_steps, run.folder)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -105,35 +123,31 @@ def test_tokens_without_a_vocabulary_size_are_refused(run, tmp_path):
         ("data.lanes=8", ["plan.lanes", "8"]),
     ],
 )
-def test_a_resumed_run_may_not_change_what_decides_order_or_shape(run, assignment, words):
-    assert run.train("-s", "train.steps=2").code == 0
-    settings = (run.folder / "settings.toml").read_text()
-    metrics = run.metrics
+def test_a_resumed_run_may_not_change_what_decides_order_or_shape(finished, assignment, words):
+    settings = (finished.folder / "settings.toml").read_text()
+    metrics = finished.metrics
 
-    ended = run.train("-s", assignment, "-s", "train.steps=4")
+    ended = finished.train("-s", assignment, "-s", "train.steps=4")
 
     _refused(ended, 1, *words)
-    assert (run.folder / "settings.toml").read_text() == settings
-    assert run.metrics == metrics
+    assert (finished.folder / "settings.toml").read_text() == settings
+    assert finished.metrics == metrics
 
 
-def test_a_resumed_run_may_change_the_rest(run):
-    assert run.train("-s", "train.steps=2").code == 0
-    ended = run.train("-s", "train.steps=4", "-s", "checkpoint.every=1", "-s", "train.learning_rate=1e-3")
+def test_a_resumed_run_may_change_the_rest(finished):
+    ended = finished.train("-s", "train.steps=4", "-s", "checkpoint.every=1", "-s", "train.learning_rate=1e-3")
     assert ended.code == 0, ended.err
-    assert [line["step"] for line in run.metrics] == [1, 2, 3, 4]
-    assert "steps = 4" in (run.folder / "settings.toml").read_text()
+    assert [line["step"] for line in finished.metrics] == [1, 2, 3, 4]
+    assert "steps = 4" in (finished.folder / "settings.toml").read_text()
 
 
-def test_another_corpus_is_refused_by_its_fingerprint(run, tmp_path):
-    assert run.train("-s", "train.steps=2").code == 0
-    run.corpus = runs.write_corpus(tmp_path / "another", shards=3)
-    _refused(run.train(), 1, "fingerprint")
+def test_another_corpus_is_refused_by_its_fingerprint(finished, tmp_path):
+    finished.corpus = runs.write_corpus(tmp_path / "another", shards=3)
+    _refused(finished.train(), 1, "fingerprint")
 
 
-def test_a_finished_run_says_so(run):
-    assert run.train("-s", "train.steps=2").code == 0
-    ended = run.train("-s", "train.steps=2")
+def test_a_finished_run_says_so(finished):
+    ended = finished.train("-s", "train.steps=2")
     assert ended.code == 0
     assert "nothing to do" in ended.err
 
