@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class TableSink:
 
     def __init__(self, file: Path, schema: Any) -> None:
         self._schema = schema
-        self._structs = [field for field in schema if "struct<" in str(field.type)]
+        self._checked = [field for field in schema if "struct<" in str(field.type) or "timestamp[" in str(field.type)]
         self._file = _table(str(file), schema)
         self._batches: list[Any] = []
 
@@ -84,7 +85,7 @@ class TableSink:
         for name, value in sample.items():
             try:
                 pa.array([_plain(value)], self._type_of(name))
-                _refuse_unknown_fields(value, self._type_of(name), name)
+                _refuse_what_would_change(value, self._type_of(name), name)
             except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
                 kind = self._type_of(name)
                 return SampleError(
@@ -103,8 +104,8 @@ class TableSink:
         for sample in samples:
             for name in sample.keys() - set(self._schema.names):
                 self._type_of(name)
-            for field in self._structs:  # pyarrow would drop what a struct does not have
-                _refuse_unknown_fields(sample.get(field.name), field.type, field.name)
+            for field in self._checked:
+                _refuse_what_would_change(sample.get(field.name), field.type, field.name)
         columns = [
             pa.array([_plain(sample.get(field.name)) for sample in samples], field.type) for field in self._schema
         ]
@@ -142,21 +143,30 @@ def _table(sink: Any, schema: Any) -> Any:
     return pq.ParquetWriter(sink, schema, compression="zstd", compression_level=_ZSTD_LEVEL)
 
 
-def _refuse_unknown_fields(value: Any, kind: Any, name: str) -> None:
+def _refuse_what_would_change(value: Any, kind: Any, name: str) -> None:
+    """Refuse what pyarrow would drop, fields that a struct does not have, or turn into another: times of other zones."""
     import pyarrow as pa
 
     if isinstance(value, dict) and pa.types.is_struct(kind):
         for key, inner in value.items():
             if (at := kind.get_field_index(key)) < 0:
                 raise SampleError(f"column {name!r}: the first samples have no field {key!r} in it; they have {kind}")
-            _refuse_unknown_fields(inner, kind.field(at).type, name)
+            _refuse_what_would_change(inner, kind.field(at).type, name)
     elif isinstance(value, list) and pa.types.is_map(kind):
         for key, item in value:
-            _refuse_unknown_fields(key, kind.key_type, name)
-            _refuse_unknown_fields(item, kind.item_type, name)
+            _refuse_what_would_change(key, kind.key_type, name)
+            _refuse_what_would_change(item, kind.item_type, name)
     elif isinstance(value, list) and pa.types.is_list(kind):
         for inner in value:
-            _refuse_unknown_fields(inner, kind.value_type, name)
+            _refuse_what_would_change(inner, kind.value_type, name)
+    elif isinstance(value, datetime) and pa.types.is_timestamp(kind):
+        zone = pa.array([value]).type.tz if value.tzinfo else None
+        if zone != kind.tz:
+            raise SampleError(f"column {name!r} holds a time {_in(zone)} where other samples hold one {_in(kind.tz)}")
+
+
+def _in(zone: str | None) -> str:
+    return f"in the time zone {zone}" if zone else "without a time zone"
 
 
 def _plain(value: Any) -> Any:

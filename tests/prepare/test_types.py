@@ -192,6 +192,21 @@ def test_a_value_that_a_transform_made_tells_its_own_type(tmp_path: Path) -> Non
     assert conversions.read_back(tmp_path / "out") == [{"x": "text", "m": [("a", 1)]}] * 3
 
 
+def test_times_of_other_zones_are_bad_samples_not_turned_into_the_first(tmp_path: Path) -> None:
+    writer = build_writer("parquet", {})
+    there = NOON.astimezone(datetime.timezone(datetime.timedelta(hours=2)))
+    sink = writer.open(tmp_path, 0, writer.layout([{"t": NOON, "u": [NOON.replace(tzinfo=None)]}], {}))
+    samples = [{"t": NOON, "u": [None]}, {"t": there, "u": None}, {"t": None, "u": [NOON]}]
+    good, *bad = sink.write(samples, range(3))
+    sink.close()
+    assert good == samples[0]
+    assert [str(each) for each in bad] == [
+        "column 't' holds a time in the time zone +02:00 where other samples hold one in the time zone UTC",
+        "column 'u' holds a time in the time zone UTC where other samples hold one without a time zone",
+    ]
+    assert pq.read_table(tmp_path / "part-000000.parquet").to_pylist() == [samples[0]]
+
+
 def test_fields_that_come_late_in_a_struct_are_bad_samples_not_dropped(tmp_path: Path) -> None:
     writer = build_writer("parquet", {})
     sink = writer.open(tmp_path, 0, writer.layout([{"x": {"a": [{"b": 1}]}}], {}))
