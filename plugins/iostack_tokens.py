@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from iostack import hookimpl
@@ -132,10 +132,7 @@ class TokensReader:
         self.tokens = tokens
         self._find_documents = partial(_document_starts, header, index, name)
         self._find_documents()  # checks it; who reads only tokens need not keep 8 bytes per document
-
-    @cached_property
-    def _starts(self) -> NDArray[np.int64]:
-        return self._find_documents()
+        self._bounds: NDArray[np.int64] | None = None
 
     def document_bounds(self) -> NDArray[np.int64]:
         return self._find_documents()
@@ -143,8 +140,10 @@ class TokensReader:
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
         import numpy as np
 
+        # No cached_property: until Python 3.12 its lock is that of all shards, and a child may be forked with it.
+        bounds = self._bounds = self._find_documents() if self._bounds is None else self._bounds
         wanted = np.asarray(rows, np.int64)
-        starts, stops = self._starts[wanted].tolist(), self._starts[wanted + 1].tolist()
+        starts, stops = bounds[wanted].tolist(), bounds[wanted + 1].tolist()
         return [{"tokens": self.tokens[start:stop]} for start, stop in zip(starts, stops, strict=True)]
 
     def close(self) -> None:
