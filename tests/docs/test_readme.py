@@ -20,6 +20,7 @@ from iostack.cli import cli
 PAGE = pages.read_page("../README.md")
 SHELL = [block.text for block in pages.blocks(PAGE, "sh")]
 QUICKSTART_S = 120
+STEPS = 40
 
 
 def _setup(word: str) -> str:
@@ -67,7 +68,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     words = shlex.split(_setup("iostack quickstart").rpartition("bin/iostack ")[2])
     started = time.monotonic()
     told = pages.run(
-        [sys.executable, "-m", "iostack", *words, "--folder", str(folder), "--steps", "60"],
+        [sys.executable, "-m", "iostack", *words, "--folder", str(folder), "--steps", str(STEPS)],
         cwd=folder.parent,
         timeout_s=QUICKSTART_S,
         env=pages.environment(IOSTACK_CACHE=str(folder.parent / "cache")),
@@ -82,12 +83,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_the_quickstart_is_killed_resumes_and_proves_that_nothing_was_lost(story: tuple[Path, str]) -> None:
     folder, told = story
     assert re.search(r"Killed with SIGKILL after step \d+; the same command again resumes", told)
-    assert re.search(r"No: a process that never stopped computes the same samples for each of the 60 steps", told)
+    assert re.search(rf"No: a process that never stopped computes the same samples for each of the {STEPS} steps", told)
     commands = [line for line in told.splitlines() if line.startswith("$ iostack train")]
     assert len(commands) == 2
     assert commands[0] == commands[1]
     steps = [line["step"] for line in runs.read_lines(folder / "run" / "metrics.jsonl")]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow
