@@ -17,6 +17,7 @@ from iostack.corpus.deadline import within
 from iostack.corpus.local_origin import LocalOrigin, origin_errors
 from iostack.corpus.origins import object_uri, split_query, uri_below
 from iostack.errors import CorpusNotFoundError, MissingExtraError, OriginError, redact
+from iostack.lazy import lazy
 
 T = TypeVar("T")
 
@@ -46,7 +47,6 @@ class FsspecOrigin:
         self._full_uri = uri
         self._options = dict(options)
         self._opened: tuple[int, Any, str] = (-1, None, "")
-        self._found_one: bool | None = None
         self._open()
 
     def _open(self) -> tuple[Any, str]:
@@ -66,14 +66,8 @@ class FsspecOrigin:
         system, root = self._open()
         return system, root if path == _last(root) and self._is_one_object else uri_below(root, path)
 
-    @property
+    @lazy
     def _is_one_object(self) -> bool:
-        # No cached_property: until Python 3.12 its lock is that of all origins, and stays locked in a child forked meanwhile.
-        if self._found_one is None:
-            self._found_one = self._look_for_one()
-        return self._found_one
-
-    def _look_for_one(self) -> bool:
         system, root = self._open()
         with self._call() as call:
             if not _is_http(root):

@@ -156,17 +156,21 @@ def _refuse_what_would_change(value: Any, kind: Any, name: str) -> None:
         for key, item in value:
             _refuse_what_would_change(key, kind.key_type, name)
             _refuse_what_would_change(item, kind.item_type, name)
-    elif isinstance(value, list) and pa.types.is_list(kind):
+    elif isinstance(value, list | tuple) and pa.types.is_list(kind):
         for inner in value:
             _refuse_what_would_change(inner, kind.value_type, name)
     elif isinstance(value, datetime) and pa.types.is_timestamp(kind):
-        zone = pa.array([value]).type.tz if value.tzinfo else None
-        if zone != kind.tz:
-            raise SampleError(f"column {name!r} holds a time {_in(zone)} where other samples hold one {_in(kind.tz)}")
+        _refuse_another_zone(value, kind, name)
 
 
-def _in(zone: str | None) -> str:
-    return f"in the time zone {zone}" if zone else "without a time zone"
+def _refuse_another_zone(value: datetime, kind: Any, name: str) -> None:
+    import pyarrow as pa
+
+    if value.tzinfo is None and kind.tz is None:
+        return
+    back = pa.array([value], kind)[0].as_py()
+    if str(back) != str(value):
+        raise SampleError(f"column {name!r} holds the time {value}, which its type {kind} would give back as {back}")
 
 
 def _plain(value: Any) -> Any:

@@ -21,6 +21,7 @@ from iostack import hookimpl
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Origin, Sample, Shard, ShardFiles
 from iostack.corpus.mapping import map_shard, map_shard_index
 from iostack.errors import FormatError, ShardError
+from iostack.lazy import lazy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +133,10 @@ class TokensReader:
         self.tokens = tokens
         self._find_documents = partial(_document_starts, header, index, name)
         self._find_documents()  # checks it; who reads only tokens need not keep 8 bytes per document
-        self._bounds: NDArray[np.int64] | None = None
+
+    @lazy
+    def _starts(self) -> NDArray[np.int64]:
+        return self._find_documents()
 
     def document_bounds(self) -> NDArray[np.int64]:
         return self._find_documents()
@@ -140,10 +144,8 @@ class TokensReader:
     def read(self, rows: Sequence[int]) -> Sequence[Sample | Exception]:
         import numpy as np
 
-        # No cached_property: until Python 3.12 its lock is that of all shards, and a child may be forked with it.
-        bounds = self._bounds = self._find_documents() if self._bounds is None else self._bounds
         wanted = np.asarray(rows, np.int64)
-        starts, stops = bounds[wanted].tolist(), bounds[wanted + 1].tolist()
+        starts, stops = self._starts[wanted].tolist(), self._starts[wanted + 1].tolist()
         return [{"tokens": self.tokens[start:stop]} for start, stop in zip(starts, stops, strict=True)]
 
     def close(self) -> None:

@@ -100,6 +100,16 @@ class Harm:
         return sample
 
 
+class DiesAtStart:
+    """Ends the process that is given it, as an import of it that crashes would."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        return sample
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
 @dataclass(frozen=True)
 class Fail:
     """Fails as storage does: the sample is not to blame, and the loader stops."""

@@ -7,13 +7,13 @@ absent ──lock──> filling (.part) ──size and version checked, fsync, 
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from iostack import logs
 from iostack.cache.decompress import decompress
 from iostack.cache.folder import object_id
 from iostack.cache.lock import fill_lock, sweep
@@ -22,7 +22,7 @@ from iostack.cache.residency import Item, Source
 from iostack.errors import CacheError, OriginError
 from iostack.stages import count, count_brought, stage
 
-logger = logging.getLogger(__name__)
+logger = logs.logger(__name__)
 
 FREE_FLOOR_BYTES = 256 << 20
 """Space that a fill leaves free on the disk of the cache folder."""

@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -39,6 +38,7 @@ from iostack.corpus.mapping import allow_many_files
 from iostack.corpus.place import Place
 from iostack.errors import CorpusError, FormatError, ShardError, UsageError
 from iostack.forks import renew_in_children
+from iostack.lazy import lazy
 
 _OPEN_READERS = 128
 _OPENING_LOCKS = 64
@@ -258,7 +258,7 @@ class Corpus:
         manifest = b"" if self.indexed else self.manifest.to_bytes()
         return CorpusAddress(*self._place.arguments, self.format.name, self.columns, self.fingerprint, manifest)
 
-    @cached_property
+    @lazy
     def _ends(self) -> NDArray[np.int64]:
         if self.manifest.samples is None:
             raise CorpusError(

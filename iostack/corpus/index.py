@@ -118,8 +118,8 @@ def _refuse_drift(
     }
     before = next((number for number in range(len(counts)) if number not in seen), None)
     if before is not None and (seen or columns is not None):
-        again = found.format.count(found.shards[before], place.origin)
-        if again is not None and again.kinds is not None:
+        again = _count(place, found.format, found.shards[before])
+        if again.kinds is not None:
             seen[before] = again
     kinds = Kinds(lambda number: place.name(found.shards[number].object.path))
     for number, counted in sorted(seen.items()):

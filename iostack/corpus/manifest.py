@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from iostack.corpus.contracts import COMPRESSIONS, Counts, ObjectInfo, Shard
 from iostack.corpus.paths import check_path
 from iostack.errors import CorpusError
+from iostack.lazy import lazy
 
 SIDECAR = ".iostack/manifest.arrow"
 """Path of the manifest below the URI of its corpus."""
@@ -56,12 +56,12 @@ class Manifest:
         metadata = {**self._table.metadata, b"vocab_size": str(vocab_size).encode()}
         return Manifest(self._table._replace(metadata=metadata), source=self._source)
 
-    @cached_property
+    @lazy
     def samples(self) -> NDArray[np.int64] | None:
         """Samples of each shard, or None if that of any shard is unknown."""
         return self._known(self._table.numbers["samples"])
 
-    @cached_property
+    @lazy
     def tokens(self) -> NDArray[np.int64] | None:
         """Tokens of each shard, or None if that of any shard is unknown."""
         return self._known(self._table.numbers["tokens"])

@@ -6,7 +6,6 @@ The index may lie beside the shards, or above them where ``merge_index`` joined 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import xxhash
 
+from iostack import logs
 from iostack.corpus.contracts import ObjectInfo, Origin, Shard, ShardFiles
 from iostack.corpus.mapping import Mapped
 from iostack.corpus.origins import object_uri
@@ -23,7 +23,7 @@ from iostack.corpus.row_index import RowIndex, load_or_build
 from iostack.corpus.shared_index import Fields, SharedIndexes
 from iostack.errors import FormatError, ShardError
 
-logger = logging.getLogger(__name__)
+logger = logs.logger(__name__)
 
 INDEX = "index.json"
 MAX_FILE_BYTES = 1 << 32

@@ -7,7 +7,6 @@ another version of shard or program is built anew; one that cannot be written is
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from iostack import logs
 from iostack.corpus.mapping import map_index
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-logger = logging.getLogger(__name__)
+logger = logs.logger(__name__)
 
 _DTYPES = {"I64": "<i8", "I32": "<i4", "U8": "u1"}
 

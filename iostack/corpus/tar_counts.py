@@ -10,16 +10,16 @@ They are hints: one that is damaged, or of another size of the archive, is as if
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from iostack import logs
 from iostack.corpus.contracts import ObjectInfo, Origin, Shard
 
-logger = logging.getLogger(__name__)
+logger = logs.logger(__name__)
 
 _INFO = (".nv-meta/.info.json", ".nv-meta/.info.yaml")
 _MAX_BYTES = 64 << 20

@@ -5,10 +5,10 @@ Only what a loader uses is imported: all of it takes as long as all else that co
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from iostack import logs
 from iostack.loader.ahead.in_flight import InFlight
 from iostack.loader.order.planned import LoaderPlan, PlannedSource
 from iostack.loader.order.schedule import Schedule
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from iostack.loader.samples.planner import SampleSource
 
 
-log = logging.getLogger("iostack.loader")
+log = logs.logger("iostack.loader")
 
 
 def build_batches(reading: Reading, schedule: Schedule) -> SequenceBatches | SampleBatches:

@@ -23,11 +23,15 @@ class _Live:
     def __init__(self) -> None:
         self._loaders: weakref.WeakSet[Loader] = weakref.WeakSet()
         self._lock = threading.Lock()
+        self._is_closing_at_exit = False
         renew_in_children(self)
 
     def add(self, loader: Loader) -> None:
         with self._lock:
             self._loaders.add(loader)
+            if not self._is_closing_at_exit:  # what is registered last runs first, before threads are waited for
+                atexit.register(_close_all)
+                self._is_closing_at_exit = True
 
     def all(self) -> list[Loader]:
         with self._lock:
@@ -55,7 +59,6 @@ def live_loaders() -> list[Loader]:
     return _live.all()
 
 
-@atexit.register
 def _close_all() -> None:
     """Close what a script left open, while the modules that closing needs are still there."""
     for loader in live_loaders():

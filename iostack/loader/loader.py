@@ -5,7 +5,6 @@ plan ──> residency ──> assemble ──> slot ──> device ──> cons
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NoReturn, Self
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from iostack import logs
 from iostack.corpus.contracts import Tokenizer
 from iostack.corpus.corpus import Corpus
 from iostack.errors import PlanError, UsageError
@@ -44,7 +44,7 @@ from iostack.sizes import parse_bytes
 
 Batch = dict[str, Any]
 
-log = logging.getLogger(__name__)
+log = logs.logger(__name__)
 
 
 class Loader(IterableDataset[Batch]):

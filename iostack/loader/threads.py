@@ -7,7 +7,6 @@ keep a process alive whose error has long been reported.
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import time
 import weakref
@@ -17,10 +16,11 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from iostack import logs
 from iostack.errors import CorpusError
 from iostack.stopping import stop_this_thread_by
 
-log = logging.getLogger("iostack.loader")
+log = logs.logger("iostack.loader")
 
 _PATIENCE_S = 600.0
 _SLOWEST_BYTES_PER_S = 1 << 20

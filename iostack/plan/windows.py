@@ -13,7 +13,7 @@ the borders of segment j shifted by (2j + 1) W / 2L, so that lanes never refill 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from math import gcd
 
 import numpy as np
@@ -49,17 +49,8 @@ class LaneGeometry:
     def segment_bounds(self, segment: int) -> tuple[int, int]:
         """Return [start, stop) of a segment on the axis; the first N mod L segments hold one sample more."""
         size, larger = divmod(self.num_samples, self.lanes)
-        start = int(self._segment_starts[segment])
+        start = int(_segment_starts(self.num_samples, self.lanes)[segment])
         return start, start + size + (segment < larger)
-
-    @cached_property
-    def _segment_starts(self) -> NDArray[np.int64]:
-        size, larger = divmod(self.num_samples, self.lanes)
-        at_place = np.argsort(np.arange(self.lanes) * segment_stride(self.lanes) % self.lanes)
-        ends = np.cumsum(size + (at_place < larger))
-        starts = np.empty(self.lanes, np.int64)
-        starts[at_place] = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
-        return starts
 
     def window_at(self, lane: int, time: int) -> Window:
         """Return the window that holds the ``time``-th sample of ``lane``, that is position time * L + lane."""
@@ -82,6 +73,17 @@ class LaneGeometry:
             length=high - low,
             first_time=time - (offset - low),
         )
+
+
+@lru_cache
+def _segment_starts(num_samples: int, lanes: int) -> NDArray[np.int64]:
+    """Return where each segment begins on the axis: int64[lanes]."""
+    size, larger = divmod(num_samples, lanes)
+    at_place = np.argsort(np.arange(lanes) * segment_stride(lanes) % lanes)
+    ends = np.cumsum(size + (at_place < larger))
+    starts = np.empty(lanes, np.int64)
+    starts[at_place] = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    return starts
 
 
 def segment_stride(lanes: int) -> int:

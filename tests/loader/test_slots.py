@@ -95,6 +95,16 @@ def test_small_blocks_give_the_same_batches(small: Corpora, pipeline: str) -> No
             assert batch.keys() == expected.keys()
 
 
+@pytest.mark.parametrize("packing", ["none", "split", "best_fit"])
+def test_blocks_without_a_row_of_a_rare_source_give_the_same_batches(small: Corpora, packing: str) -> None:
+    def taken(memory: str) -> list[list[int]]:
+        mix = [(small["documents"], 1), (small["tokens"], 40)]
+        with iostack.Loader(mix, batch_size=12, seq_len=10, lanes=4, packing=packing, memory=memory) as loader:
+            return [batch["sample_ids"].tolist() for batch in islice(loader, 40)]
+
+    assert taken("8 KiB") == taken("1 GiB")
+
+
 class LateEvent:
     """Copies that happen when somebody waits for them."""
 

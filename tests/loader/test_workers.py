@@ -242,6 +242,17 @@ def test_more_killing_samples_than_the_budget_allows_are_an_error(numbers: iosta
         list(islice(loader, 12))
 
 
+def test_workers_that_die_before_their_first_task_are_an_error_and_no_sample_is_blamed(
+    numbers: iostack.Corpus, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        _loader(numbers, worker_transforms.DiesAtStart(), workers=1) as loader,
+        pytest.raises(PluginError, match="its worker process ended with exit code 9, 4 times in a row"),
+    ):
+        next(iter(loader))
+    assert ".jsonl row " not in caplog.text
+
+
 def test_batches_are_not_blamed_for_the_samples_that_kill_the_worker_they_wait_for(numbers: iostack.Corpus) -> None:
     found = []
     for what, workers in (("unpicklable", 0), ("exit", 1)):

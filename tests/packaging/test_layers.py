@@ -23,7 +23,7 @@ LAYERS = [
     {"iostack.cache"},
     {"iostack.registry"},
     {"iostack.forks", "iostack.hookspecs", "iostack.sizes", "iostack.stopping", "iostack.suggest"},
-    {"iostack.batch_memory", "iostack.errors", "iostack.stages"},
+    {"iostack.batch_memory", "iostack.errors", "iostack.lazy", "iostack.logs", "iostack.stages"},
 ]
 """From the top: a module imports those of its own entry and of layers below. Neighbours in a layer know nothing of each other."""
 

@@ -17,7 +17,6 @@ still alive finds itself superseded.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from iostack import logs
 from iostack.errors import BrokenStepError, CheckpointError
 from trainer.checkpoint.documents import JSON, ManifestFile, encode, seal, unseal
 from trainer.checkpoint.exchange import Exchange
@@ -39,7 +39,7 @@ from trainer.checkpoint.save_plan import SavePlanner
 from trainer.checkpoint.store import Store, locate, open_store
 from trainer.checkpoint.writer import write_rank
 
-logger = logging.getLogger(__name__)
+logger = logs.logger(__name__)
 
 State = Mapping[str, JSON]
 

@@ -7,19 +7,19 @@ generation is created conditionally; the older then finds itself superseded when
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
+from iostack import logs
 from iostack.errors import BrokenStepError, CheckpointError
 from trainer.checkpoint.documents import JSON, MAX_DOCUMENT_BYTES, GenerationFile, RunFile, plain, seal, unseal
 from trainer.checkpoint.layout import RUN, generation_path
 from trainer.checkpoint.lineage import newest_generation
 from trainer.checkpoint.store import Store, locate
 
-logger = logging.getLogger(__name__)
+logger = logs.logger(__name__)
 
 
 def begin_generation(store: Store, run: Mapping[str, JSON], *, world: int) -> int:

@@ -10,9 +10,9 @@ logged and tried again after the next save.
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 
+from iostack import logs
 from iostack.errors import BrokenStepError, CheckpointError
 from trainer.checkpoint.documents import ManifestFile
 from trainer.checkpoint.layout import STEPS, Attempt, StepId, manifest_path, parse_attempt
@@ -20,7 +20,7 @@ from trainer.checkpoint.lineage import lineage, newest_generation, saved_steps
 from trainer.checkpoint.manifest import check_complete
 from trainer.checkpoint.store import Store, locate
 
-logger = logging.getLogger(__name__)
+logger = logs.logger(__name__)
 
 
 def collect(store: Store, *, generation: int, keep: int, verified: StepId | None) -> None:

@@ -7,17 +7,17 @@ a killed process can be opened; after ``MOST_EVENTS`` no more are taken, so the 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from iostack import logs
 from iostack.errors import UsageError
 from iostack.stages import Label
 
-logger = logging.getLogger("iostack.loader")
+logger = logs.logger("iostack.loader")
 
 MOST_EVENTS = 500_000
 SHORTEST_SPAN_S = 20e-6

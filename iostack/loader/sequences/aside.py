@@ -8,7 +8,6 @@ full, or slow, costs memory or time only.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from io import FileIO
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from iostack import logs
 from iostack.corpus.mapping import map_index
 
 _IN_MEMORY_BYTES = 32 << 20
@@ -27,7 +27,7 @@ _LEAST_BYTES = 16 << 10
 
 Value = TypeVar("Value", bound=np.generic)
 
-log = logging.getLogger("iostack.loader")
+log = logs.logger("iostack.loader")
 
 
 class Aside:

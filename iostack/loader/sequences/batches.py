@@ -29,7 +29,7 @@ from iostack.stages import count as count_done
 _MOST_ROWS_PLANNED = 4096
 
 Fill = Callable[[slice, np.ndarray, Buffers], None]
-"""Fills the rows ``places`` of a block with ``part`` of what was drawn for a run, in order: ``fill(part, places, buffers)``."""
+"""Fills the rows ``places`` of a block, one at least, with ``part`` of what was drawn for a run, in order: ``fill(part, places, buffers)``."""
 
 
 def batches_planned(rows: int) -> int:
@@ -112,7 +112,8 @@ class SequenceBatches:
             buffers = self._buffers((stop - start) // rows)
             for fill, places in fills:
                 part = slice(*np.searchsorted(places, (start, stop)).tolist())
-                fill(part, places[part] - start, buffers)
+                if part.start < part.stop:  # a rare source of a mix has rows in some blocks alone
+                    fill(part, places[part] - start, buffers)
             count_done("assemble", samples=stop - start, num_bytes=buffers.bytes)
             yield buffers, run.positions[start:stop]
 

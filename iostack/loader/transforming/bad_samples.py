@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Sequence
 
+from iostack import logs
 from iostack.errors import SubstitutionError
 
-log = logging.getLogger("iostack.loader")
+log = logs.logger("iostack.loader")
 
 
 class BadSamples:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from iostack import logs
 from iostack.loader.workers.notes import Place
 
-log = logging.getLogger("iostack.loader")
+log = logs.logger("iostack.loader")
 
 MOST = 10
 _TOLD_FROM_S, _TELL_EVERY_S = 1.0, 60.0

@@ -17,6 +17,8 @@ Place = tuple[int, int, int]
 
 NOTE_BYTES = mmap.PAGESIZE
 _NOTE = struct.Struct("<QqqqqdQ")
+_NO_TASK = 0
+"""What a new page says; tasks count from 1."""
 
 
 class Phase(IntEnum):
@@ -37,9 +39,9 @@ class Note(NamedTuple):
 
 
 def read_note(page: mmap.mmap) -> Note | None:
-    """Return what a worker last noted; None if it was writing just then."""
+    """Return what a worker is at; None if it is at no task, or was writing just then."""
     before, phase, source, shard, row, since, after = _NOTE.unpack_from(page)
-    if before != after or phase not in list(Phase):
+    if before != after or before == _NO_TASK or phase not in list(Phase):
         return None
     return Note(before, Phase(phase), (source, shard, row), since)
 
@@ -49,13 +51,18 @@ class Notes:
 
     def __init__(self, page: mmap.mmap) -> None:
         self._page = page
-        self._task = 0
+        self._task = _NO_TASK
         self._refused: Mapping[Place, str] = {}
         self.is_careful = False
 
     def start(self, task: int, refused: Mapping[Place, str], *, is_careful: bool) -> None:
         """Begin a task; ``is_careful``: its rows are to be read one at a time."""
         self._task, self._refused, self.is_careful = task, refused, is_careful
+        self.write(Phase.OTHER, (-1, -1, -1))
+
+    def stop(self) -> None:
+        """End the task."""
+        self._task = _NO_TASK
         self.write(Phase.OTHER, (-1, -1, -1))
 
     def refusal(self, place: Place) -> str:

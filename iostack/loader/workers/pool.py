@@ -12,7 +12,6 @@ A worker has two seats, so that its next task lies there when it has finished on
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from iostack import logs
 from iostack.errors import IostackError, PluginError
 from iostack.forks import renew_in_children
 from iostack.loader.workers.messages import Request, Status, Ticket, read, rebuild
@@ -27,7 +27,7 @@ from iostack.loader.workers.notes import Note, Phase, Place
 from iostack.loader.workers.process import Process, Seat, TooSlow, WorkerDied
 from iostack.loader.workers.slots import anonymous_memory
 
-log = logging.getLogger("iostack.loader")
+log = logs.logger("iostack.loader")
 
 SEATS = 2
 _MOST_DEATHS = 3
@@ -151,14 +151,14 @@ class Pool:
         Raises:
             PluginError: the task kills workers, and no sample of it can be told to be the one.
         """
-        if death.was_at_another:
+        place = death.note.place if death.note else (-1, -1, -1)
+        if death.was_at_another and not death.is_slow:
             deaths[_AT_ANOTHER] += 1
             what, where = str(task), "before"
-        elif death.note is None or death.note.place[2] < 0:
+        elif place[2] < 0 or place in self._refused:
             deaths[None] += 1
             what, where = str(task), "at"
         else:
-            place = death.note.place
             deaths[place] += 1
             what, where = self._name(place), "at"
             if death.is_slow or deaths[place] >= _MOST_DEATHS:

@@ -12,7 +12,6 @@ is for the parent), and of all descriptors only those made for it.
 from __future__ import annotations
 
 import json
-import logging
 import mmap
 import os
 import select
@@ -25,12 +24,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from iostack import logs
 from iostack.errors import PluginError
 from iostack.loader.workers.messages import Request, Status, Ticket, read, rebuild, receive, send, write
 from iostack.loader.workers.notes import NOTE_BYTES, Note, read_note
 from iostack.loader.workers.slots import Slot, anonymous_memory
 
-log = logging.getLogger("iostack.loader")
+log = logs.logger("iostack.loader")
 
 _PROGRAM = (
     "import sys, json; path, arguments = map(json.loads, sys.argv[1:]); sys.path[:] = path;"

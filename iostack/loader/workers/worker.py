@@ -95,6 +95,8 @@ def _answer(do: Do, notes: Notes, slot: Slot, ticket: Ticket) -> Ticket:
     except BaseException as error:  # noqa: BLE001 - the parent raises it where the result is awaited
         told = failure(str(task), error, "".join(traceback.format_exception(error)))
         return write(slot, ticket.task, Status.ERROR, told)
+    finally:
+        notes.stop()
 
 
 def _written(slot: Slot, task: int, result: Any) -> Ticket:
