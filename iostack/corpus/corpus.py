@@ -67,7 +67,7 @@ def open_corpus(
         OriginError: the storage did not answer.
         UsageError: ``columns`` of a format that has none.
     """
-    chosen = _as_columns(columns)
+    chosen = as_columns(columns)
     allow_many_files()
     place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
     if (kept := place.load_manifest()) is not None:
@@ -231,7 +231,7 @@ class Corpus:
             self.manifest,
             indexed=self.indexed,
             ignored=self.ignored,
-            columns=_as_columns(columns),
+            columns=as_columns(columns),
         )
 
     def shard_name(self, shard: int) -> str:
@@ -284,7 +284,8 @@ def refuse_to_choose_columns(format: Format, uri: str) -> None:
         )
 
 
-def _as_columns(columns: Sequence[str] | None) -> Columns:
+def as_columns(columns: Sequence[str] | None) -> Columns:
+    """Return the columns to read, each once; raises UsageError where there is none."""
     if columns is None:
         return None
     chosen = (columns,) if isinstance(columns, str) else tuple(dict.fromkeys(columns))

@@ -9,7 +9,7 @@ from typing import Any
 
 from iostack.cache.folder import cache_folder
 from iostack.corpus.contracts import Counts, Format, ObjectInfo, Shard, TableFormat, TableReader
-from iostack.corpus.corpus import refuse_to_choose_columns
+from iostack.corpus.corpus import as_columns, refuse_to_choose_columns
 from iostack.corpus.damage import or_damage, refuse_damaged
 from iostack.corpus.deadline import in_threads
 from iostack.corpus.detect import Detected, detect
@@ -53,6 +53,7 @@ def build_manifest(
         CorpusError: as ``open_corpus``, and where shards cannot be read, or differ: all are looked at first.
         UsageError: ``columns`` of a format that has none, or that are not there.
     """
+    columns = as_columns(columns)
     place = Place(os.fspath(uri), cache_folder(cache_dir), storage_options)
     found = detect(place.origin.list(), format=format, uri=place.uri)
     if columns is not None:

@@ -100,8 +100,9 @@ def test_columns_of_a_format_that_has_none_are_refused(tmp_path: Path) -> None:
         iostack.open_corpus(tmp_path, columns=["a"])
     with pytest.raises(UsageError, match="jsonl are read whole"):
         build_manifest(tmp_path, columns=["a"])
-    with pytest.raises(UsageError, match="empty"):
-        iostack.open_corpus(tmp_path, columns=[])
+    for opened in (iostack.open_corpus, build_manifest):
+        with pytest.raises(UsageError, match="empty"):
+            opened(tmp_path, columns=[])
 
 
 @pytest.mark.parametrize("writer", ["file", "stream"])
