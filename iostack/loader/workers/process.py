@@ -178,6 +178,8 @@ class Process:
             try:
                 patience(self._note(task))
             except TooSlow as slow:
+                if poller.poll(0):  # it has just answered, and is at no task any more
+                    continue
                 self.kill(str(slow))
                 death = self._death(task)
                 death.is_slow = True

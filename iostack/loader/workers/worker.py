@@ -53,6 +53,7 @@ def main(parent: int, begin: str, setup: int, note: int, seats: Sequence[tuple[i
             if ticket is None:
                 return
             send(connection, _answer(do, notes, slot, ticket))
+            notes.stop()
 
 
 def _die_with(parent: int) -> None:
@@ -95,8 +96,6 @@ def _answer(do: Do, notes: Notes, slot: Slot, ticket: Ticket) -> Ticket:
     except BaseException as error:  # noqa: BLE001 - the parent raises it where the result is awaited
         told = failure(str(task), error, "".join(traceback.format_exception(error)))
         return write(slot, ticket.task, Status.ERROR, told)
-    finally:
-        notes.stop()
 
 
 def _written(slot: Slot, task: int, result: Any) -> Ticket:
