@@ -49,6 +49,10 @@ class ParquetWriter(Writer):
                     hint="leave it out with --columns, or make it one type by --transform",
                 ) from error
             fields.append(field)
+        if not fields:
+            raise UsageError(
+                "samples without columns cannot be rows of Parquet", hint="check the source: iostack inspect URI"
+            )
         return {"schema": pa.schema(fields).serialize().to_pybytes().hex()}
 
     def names(self, number: int) -> Sequence[str]:

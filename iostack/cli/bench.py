@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iostack.cli.interrupts import nothing_has_begun
-from iostack.cli.options import chosen_columns, columns_option, corpus_options, operator_specs, storage_options
+from iostack.cli.options import (
+    FiniteRange,
+    chosen_columns,
+    columns_option,
+    corpus_options,
+    operator_specs,
+    storage_options,
+)
 
 if TYPE_CHECKING:
     from iostack.bench.rounds import Speed
@@ -50,9 +57,7 @@ Examples:
     help="How documents become sequences.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Measure so many batches after the first one.")
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), help="Measure so long; 10 where --steps is not given."
-)
+@click.option("--seconds", type=FiniteRange(0, min_open=True), help="Measure so long; 10 where --steps is not given.")
 @click.option("--ranks", type=click.IntRange(1), default=1, show_default=True, help="Be the first of so many ranks.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the order.")
 @click.option("--threads", type=click.IntRange(1), help="Threads that decode; up to 4 by default.")
@@ -62,12 +67,12 @@ Examples:
 @click.option("--transform", "transforms", multiple=True, metavar="NAME|JSON", help="Map the samples; may be repeated.")
 @click.option(
     "--alone-seconds",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=_ALONE_SECONDS,
     show_default=True,
     help="Measure each stage alone for so long; 0 leaves that out.",
 )
-@click.option("--step-ms", type=click.FloatRange(0, min_open=True), help="Simulate training steps of so many ms.")
+@click.option("--step-ms", type=FiniteRange(0, min_open=True), help="Simulate training steps of so many ms.")
 @click.option(
     "--picture", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the figures: .svg or .png."
 )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from iostack.preview.contracts import PlannedRun
     from iostack.preview.samples import PlannedSample
 
+_MOST_STEPS, _MOST_ROWS = 10**11, 1 << 24
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -30,7 +31,8 @@ class _Steps(click.ParamType[Any]):
         if isinstance(value, range):
             return value
         first, _, last = value.partition(":")
-        if not first.isdecimal() or not (last or first).isdecimal() or not 1 <= int(first) <= int(last or first):
+        is_range = first.isdecimal() and (last or first).isdecimal()
+        if not is_range or not 1 <= int(first) <= int(last or first) <= _MOST_STEPS:
             self.fail(f"{value!r} is no range of steps such as 7 or 7:9, counted from 1", param, ctx)
         return range(int(first), int(last or first) + 1)
 
@@ -44,7 +46,7 @@ def _planning_options(command: Command) -> Command:
             click.option("--format", metavar="NAME", help="Format of the shards, where their names do not tell."),
             click.option("--cache-dir", metavar="FOLDER", help="Where remote and decompressed shards are kept."),
             click.option("-o", "--option", "storage", metavar="KEY=VALUE", multiple=True, help="Storage option."),
-            click.option("--batch-size", type=click.IntRange(1), help="Samples of a step, of all ranks; by default 8."),
+            click.option("--batch-size", type=click.IntRange(1, _MOST_ROWS), help="Samples of a step, of all ranks; by default 8."),
             click.option("--seq-len", type=click.IntRange(1), help="Tokens of a sequence; else whole samples."),
             click.option("--seed", type=int, help="Seed of the order; by default 0."),
             click.option("--lanes", type=click.IntRange(1), help="Lanes of the run, where it has chosen them."),
@@ -189,7 +191,7 @@ def _samples(
         spikes = find_spikes(Path(spike))
         for each in spikes:
             click.echo(f"step {each.step}: loss {each.loss:.4f}, {each.median:.4f} before", err=True)
-        wanted = ((each.step, each.position) for each in spikes)
+        wanted = ((each.step, each.position) for each in sorted(spikes, key=lambda each: each.position))
     else:
         if spike is not None:
             steps = _Steps().convert(spike, None, None)
@@ -220,7 +222,7 @@ def _write_skip(path: Path, planned: LoaderPlan, samples: list[PlannedSample]) -
     from iostack.loader.order.skip_list import write_skip_list
 
     listed = [{"sample_id": each.sample_id, **each.as_json()} for each in samples]
-    write_skip_list(path, listed, fingerprint=planned.fingerprint, seq_len=planned.seq_len)
+    write_skip_list(path, listed, fingerprint=planned.fingerprint, numbered_by=planned.numbered_by())
     click.echo(f"{len(samples)} samples are in {path}: give it as data.skip, or Loader(skip=...)", err=True)
 
 

@@ -78,6 +78,8 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> State:
     """
     if not states:
         raise StateError("there are no loader states to merge")
+    if not isinstance(states, Sequence) or not all(isinstance(state, Mapping) for state in states):
+        raise StateError(f"loader states are a list of tables, not {states!r:.100}")
     first = states[0]
     position, _ = read_state(first, first.get("fingerprint", ""), first.get("plan", {}))
     merged: Cursors = {}

@@ -14,6 +14,7 @@ from typing import Any
 from iostack.errors import UsageError
 
 _BEFORE, _LEAST_BEFORE, _TIMES = 50, 8, 8.0
+_MOST_POSITION = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,11 @@ def _read(path: Path) -> Iterator[tuple[int, int, float]]:
     for number, line in enumerate(lines, start=1):
         try:
             table: dict[str, Any] = json.loads(line)
-            loss = table["loss"]
-            yield int(table["step"]), int(table["position"]), math.nan if loss is None else float(loss)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            step, position, loss = int(table["step"]), int(table["position"]), table["loss"]
+            if step < 1 or not 0 <= position < _MOST_POSITION:
+                raise ValueError(f"step {step} at position {position}")
+            yield step, position, math.nan if loss is None else float(loss)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UsageError(
                 f"line {number} of {path} is no line of metrics: {error!r}", hint="name the metrics.jsonl of a run"
             ) from error

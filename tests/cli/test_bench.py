@@ -92,6 +92,13 @@ def test_one_of_several_ranks_takes_its_share(tokens: Path, capsys: pytest.Captu
     assert facts["samples_per_s"] == pytest.approx(30 * 2 / facts["wall_s"], rel=0.02)
 
 
+@pytest.mark.parametrize("option", ["--seconds", "--alone-seconds", "--step-ms"])
+def test_what_is_no_time_is_refused(tokens: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    for value in ("nan", "inf"):
+        assert main(["bench", str(tokens), option, value]) == 2
+        assert f"'{value}' is not a finite number" in capsys.readouterr().err
+
+
 def test_seconds_bound_the_measurement(tokens: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = _json(capsys, tokens, "--seq-len", "64", "--seconds", "0.05")
     assert facts["steps"] > 0
@@ -214,6 +221,7 @@ def test_the_stage_that_was_waited_for_most_holds_the_loader_back() -> None:
         (["{}", "--transform", "{{x"], 2, "neither a name nor JSON"),
         (["{}", "--seq-len", "100000"], 2, "text shorter than one sequence: seq_len 100000 needs 100001 tokens"),
         (["{}", "--seq-len", "999999999999999"], 2, "more than there is memory"),
+        (["{}", "--seq-len", str(10**20)], 2, "seq_len must be at most"),
         (["{}", "--format", "tokens"], 1, "no tokens shards"),
         (["{}", "--seq-len", "32", "--text-column", "body"], 2, "there is no column 'body'; the sample has n, text"),
     ],

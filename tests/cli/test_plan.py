@@ -138,7 +138,8 @@ def test_a_skip_list_of_a_spike_is_one_that_the_loader_honours(
     assert entry.items() >= {"source": 0, "shard": spike[0]["shard"], "row": spike[0]["row"]}.items()
     with iostack.open_corpus(folder / "tokens") as corpus:
         given = _given(corpus, 20, batch_size=6, seq_len=32, skip=path)
-        assert len(read_skip_list(path, fingerprint=corpus.fingerprint, seq_len=32)) == 12
+        numbered_by = {"seq_len": 32, "packing": "none"}
+        assert len(read_skip_list(path, fingerprint=corpus.fingerprint, numbered_by=numbered_by)) == 12
     assert not listed & {row["sample_ids"] for row in given}
     planned = _lines(capsys, *options, "--steps", "1:20", "--skip", path)
     assert [line["sample_id"] for line in planned] == [row["sample_ids"] for row in given]
@@ -155,9 +156,17 @@ def test_a_metrics_file_tells_where_the_loss_leaps(folder: Path, capsys: pytest.
     assert captured.err.splitlines()[0].startswith("step 20: loss 9.0000, 3.92")
     rows = [line.split("\t") for line in captured.out.splitlines()[1:]]
     assert [(row[0], row[2]) for row in rows] == [("20", "228"), ("20", "229"), ("25", "288"), ("25", "289")]
-    metrics.write_text('{"step": 1}\n')
-    assert main(["plan", str(folder / "tokens"), "--seq-len", "32", "--spike", str(metrics)]) == 2
-    assert "line 1 of" in capsys.readouterr().err
+    for line in ('{"step": 1}', '{"step": 1, "position": -5, "loss": 1}', '{"step": 1e400, "position": 5, "loss": 1}'):
+        metrics.write_text(f"{line}\n")
+        assert main(["plan", str(folder / "tokens"), "--seq-len", "32", "--spike", str(metrics)]) == 2
+        assert "line 1 of" in capsys.readouterr().err
+
+
+def test_leaps_of_a_file_are_found_in_any_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = folder / "backward.jsonl"
+    metrics.write_text("".join(f'{{"step": {step}, "position": {2 * step}, "loss": NaN}}\n' for step in (9, 1, 4)))
+    rows = _lines(capsys, folder / "texts", "--seq-len", 8, "--batch-size", 2, "--spike", metrics)
+    assert [row["step"] for row in rows] == [1, 1, 4, 4, 9, 9]
 
 
 @pytest.mark.parametrize("name", ["tokens", "texts"])
@@ -232,6 +241,9 @@ def test_a_finite_pass_has_no_samples_after_its_end(folder: Path, capsys: pytest
         (["tokens", "--steps", "0"], "no range of steps"),
         (["tokens", "--steps", "5:3"], "no range of steps"),
         (["tokens", "--steps", "x"], "no range of steps"),
+        (["tokens", "--steps", str((1 << 63) - 1)], "no range of steps"),
+        (["tokens", "--batch-size", str(10**11)], "not in the range"),
+        (["tokens", "--steps", "1", "--write-skip", "."], "the skip list . cannot be written"),
         (["tokens", "--spike", "nothing.jsonl"], "no range of steps"),
         (["tokens", "--prove", "2"], "two or more numbers of ranks"),
         (["tokens", "--prove", "1,x"], "two or more numbers of ranks"),

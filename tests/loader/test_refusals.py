@@ -125,6 +125,9 @@ def test_states_of_different_steps_or_runs_do_not_merge(small: Corpora) -> None:
             iostack.merge_states([other.state_dict(), third.state_dict()])
     with pytest.raises(StateError, match="no loader states"):
         iostack.merge_states([])
+    for states in ([None], 5, "ab"):
+        with pytest.raises(StateError, match="a list of tables"):
+            iostack.merge_states(states)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worker_transforms import is_long, shout
 
 from iostack.errors import PlanError, SettingsError, StateError
 from iostack.loader.order.skip_list import write_skip_list
@@ -103,12 +104,35 @@ def test_a_file_skips_what_it_names_and_belongs_to_its_corpus(small: Corpora, tm
     with make(small, "tokens") as loader:
         listed = next(iter(loader))["sample_ids"].tolist()[:3]
         samples = [{"sample_id": each, "source": 0, "shard": "0.bin", "row": 1} for each in listed]
-        write_skip_list(path, samples, fingerprint=loader.plan.fingerprint, seq_len=loader.plan.seq_len)
+        write_skip_list(path, samples, fingerprint=loader.plan.fingerprint, numbered_by=loader.plan.numbered_by())
     assert _ids(small, "tokens", skip=path) == _ids(small, "tokens", skip=listed)
     for pipeline, changes, field in (("texts", {}, "fingerprint"), ("tokens", {"seq_len": 8}, "seq_len")):
         with pytest.raises(SettingsError, match=f"was written for {field}") as caught:
             make(small, pipeline, skip=str(path), **changes)
         assert "--write-skip" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "changes", "field"),
+    [
+        ("tokens split", {"packing": "best_fit"}, "packing"),
+        ("tokens split", {"packing": "none"}, "packing"),
+        ("tokens split", {"seed": 6}, r"sources\[0\].seed"),
+        ("texts counted", {"transforms": [shout]}, r"sources\[0\].transforms"),
+        ("texts counted", {"filters": [is_long]}, r"sources\[0\].(kind|filters)"),
+    ],
+)
+def test_a_file_is_refused_where_sequences_are_numbered_otherwise(
+    small: Corpora, tmp_path: Path, pipeline: str, changes: dict[str, Any], field: str
+) -> None:
+    path = tmp_path / "skip.json"
+    with make(small, pipeline) as loader:
+        write_skip_list(
+            path, [{"sample_id": 1}], fingerprint=loader.plan.fingerprint, numbered_by=loader.plan.numbered_by()
+        )
+    make(small, pipeline, skip=path).close()
+    with pytest.raises(SettingsError, match=f"was written for {field}"):
+        make(small, pipeline, skip=path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +161,7 @@ def test_what_is_no_identity_is_refused(small: Corpora, tmp_path: Path, value: A
     with pytest.raises(SettingsError, match="which is no sample_id"):
         make(small, "tokens", skip=[value])
     with make(small, "tokens") as loader:
-        table = {"version": 1, "fingerprint": loader.plan.fingerprint, "seq_len": loader.plan.seq_len}
+        table = {"version": 1, "fingerprint": loader.plan.fingerprint, "numbered_by": loader.plan.numbered_by()}
     path = tmp_path / "skip.json"
     path.write_text(json.dumps(table | {"samples": [{"sample_id": value}]}))
     with pytest.raises(SettingsError, match="which is no sample_id"):

@@ -64,6 +64,11 @@ def test_a_column_without_text_names_those_that_there_are(tmp_path: Path) -> Non
     assert error == "the source has no text in a column 'text'; there are: n (int), body (str)"
 
 
+def test_rows_without_columns_cannot_be_a_table(tmp_path: Path) -> None:
+    error = _refused(tmp_path, [{}, {}], "--to", "parquet")
+    assert error == "samples without columns cannot be rows of Parquet"
+
+
 def test_keys_that_would_escape_are_bad_samples(tmp_path: Path) -> None:
     writer = build_writer("webdataset", {})
     sink = writer.open(tmp_path, 0, writer.layout([{"text": "x"}], {}))

@@ -116,6 +116,14 @@ class PlannedSource:
             known["epochs"] = self.epochs
         return known
 
+    def numbered_by(self) -> dict[str, Any]:
+        """Return what decides how sequences are numbered that are joined of documents; windows of one shard need nothing."""
+        if not self.uses_units and self.packing == "none":
+            return {}
+        return {"seed": self.seed} | {
+            name: value for name, value in self.fields().items() if name not in ("window", "epochs")
+        }
+
     def indexed_plan(self, lanes: int) -> IndexedPlan:
         """Return the plan of a source whose counts are known."""
         if not len(self.skip):
@@ -127,6 +135,15 @@ class PlannedSource:
     def unit_plan(self, lanes: int) -> UnitPlan:
         """Return the plan of a source that uses units."""
         return UnitPlan(self.counts, max(self.unit_rows, 1), seed=self.seed, lanes=lanes, window=self.window)
+
+
+def numbered_by(sources: Sequence[PlannedSource], seq_len: int | None, packing: str) -> dict[str, Any]:
+    """Return what the identities of samples are numbered by, field by field, JSON-safe."""
+    known: dict[str, Any] = {"seq_len": seq_len, "packing": packing}
+    if seq_len is not None:
+        for source in sources:
+            known |= {f"sources[{source.number}].{name}": value for name, value in source.numbered_by().items()}
+    return known
 
 
 @dataclass(frozen=True)
@@ -146,6 +163,10 @@ class LoaderPlan:
     def shard_name(self, source: int, shard: int) -> str:
         """Return the URI of a shard of a source, without credentials."""
         return self.sources[source].corpus.shard_name(shard)
+
+    def numbered_by(self) -> dict[str, Any]:
+        """Return what a skip list must be written for, besides the corpora."""
+        return numbered_by(self.sources, self.seq_len, self.packing)
 
     def fields(self) -> dict[str, Any]:
         """Return the plan field by field, JSON-safe; two loaders with equal fields and fingerprint agree on all samples."""

@@ -12,7 +12,7 @@ from iostack.errors import PlanError, SettingsError
 from iostack.loader.order.kinds import Cutting, plan_source
 from iostack.loader.order.named import FilterSpec, TransformSpec
 from iostack.loader.order.phases import PhaseSpec, read_phases, refuse_epochs_by_data
-from iostack.loader.order.planned import LoaderPlan, PlannedSource, Source
+from iostack.loader.order.planned import LoaderPlan, PlannedSource, Source, numbered_by
 from iostack.loader.order.skip_list import SkipSpec, read_skip_list
 from iostack.plan.keyed import derive_key
 from iostack.plan.mixing import integer_weights
@@ -20,6 +20,7 @@ from iostack.plan.units import choose_unit_lanes
 from iostack.plan.windows import choose_lanes
 from iostack.suggest import closest
 
+_LONGEST = 1 << 50
 _LANES_LIMIT = 1 << 20
 """Each takes memory of its own; even the largest runs have fewer ranks."""
 _SOURCE = 8
@@ -51,6 +52,8 @@ def plan_loader(
     """
     if packing not in PACKINGS:
         raise SettingsError(f"there is no packing {packing!r}", hint=closest(packing, PACKINGS))
+    if seq_len is not None and seq_len > _LONGEST:
+        raise PlanError(f"seq_len must be at most {_LONGEST:,}, not {seq_len:,}", hint="use a smaller seq_len")
     if packing != "none" and seq_len is None:
         raise PlanError(f"packing={packing!r} needs the length of sequences", hint="set seq_len too")
     cutting = Cutting(seq_len, packing, window_bytes, tokenizer, text_column)
@@ -68,7 +71,8 @@ def plan_loader(
     if len(sources) > 1:
         planned = [_with_epochs(source, given.epochs) for source, given in zip(planned, sources, strict=True)]
     fingerprint = _joint_fingerprint([source.corpus.fingerprint for source in sources])
-    skip_list = read_skip_list(skip, fingerprint=fingerprint, seq_len=seq_len)
+    numbered = numbered_by(planned, seq_len, packing)
+    skip_list = read_skip_list(skip, fingerprint=fingerprint, numbered_by=numbered)
     planned = [replace(source, skip=skip_list) for source in planned]
     if lanes is None:
         lanes = _choose_lanes(planned, ranks)

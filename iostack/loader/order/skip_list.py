@@ -1,10 +1,10 @@
 """Skip lists: JSON files that name the samples which a loader must never give.
 
-    {"version": 1, "fingerprint": "...", "seq_len": 2048,
+    {"version": 1, "fingerprint": "...", "numbered_by": {"seq_len": 2048, "packing": "none"},
      "samples": [{"sample_id": -81, "source": 0, "shard": "a/00017.bin", "row": 5}, ...]}
 
-The identities count; source, shard and row are for people. A list belongs to the corpora, and the sequence length, that it
-was written for, since identities are numbered by them.
+The identities count; source, shard and row are for people. A list belongs to the corpora that it was written for, and to what
+their samples are numbered by: the length of sequences, and where documents are joined or tokenised, all that decides how.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SkipSpec = str | os.PathLike[str] | Iterable[int]
 """The path of a skip list, or identities as in ``sample_ids``."""
 
 
-def read_skip_list(skip: SkipSpec, *, fingerprint: str, seq_len: int | None) -> SkipList:
+def read_skip_list(skip: SkipSpec, *, fingerprint: str, numbered_by: Mapping[str, Any]) -> SkipList:
     """Return the identities of a file, or those that are given as they are.
 
     Raises:
-        SettingsError: the file cannot be read, is no skip list, or belongs to another corpus.
+        SettingsError: the file cannot be read, is no skip list, or belongs to another corpus or numbering.
     """
     if not isinstance(skip, str | os.PathLike):
         return _as_list(skip, "the skip list")
@@ -42,11 +42,13 @@ def read_skip_list(skip: SkipSpec, *, fingerprint: str, seq_len: int | None) -> 
         raise SettingsError(
             f"{path} is no skip list", hint="write one with: iostack plan URI --spike STEP --write-skip FILE"
         )
-    for name, ours in (("fingerprint", fingerprint), ("seq_len", seq_len)):
-        if table.get(name) != ours:
+    theirs = {"fingerprint": table.get("fingerprint"), **_table(table.get("numbered_by"))}
+    ours = {"fingerprint": fingerprint, **json.loads(json.dumps(numbered_by))}
+    for name in {**ours, **theirs}:
+        if theirs.get(name) != ours.get(name):
             raise SettingsError(
-                f"the skip list {path} was written for {name} {table.get(name)!r}, and here it is {ours!r}",
-                hint="write it anew for this corpus and sequence length: iostack plan URI --spike STEP --write-skip FILE",
+                f"the skip list {path} was written for {name} {theirs.get(name)!r}, and here it is {ours.get(name)!r}",
+                hint="write it anew for this corpus and these settings: iostack plan URI --spike STEP --write-skip FILE",
             )
     samples = table.get("samples")
     if not isinstance(samples, list) or not all(isinstance(sample, Mapping) for sample in samples):
@@ -54,18 +56,26 @@ def read_skip_list(skip: SkipSpec, *, fingerprint: str, seq_len: int | None) -> 
     return _as_list([sample.get("sample_id") for sample in samples], f"the skip list {path}")
 
 
-def write_skip_list(path: Path, samples: Sequence[Mapping[str, Any]], *, fingerprint: str, seq_len: int | None) -> None:
+def write_skip_list(
+    path: Path, samples: Sequence[Mapping[str, Any]], *, fingerprint: str, numbered_by: Mapping[str, Any]
+) -> None:
     """Write the list of some samples, each with at least its ``sample_id``; replaces the file at once or not at all."""
-    table = {"version": _VERSION, "fingerprint": fingerprint, "seq_len": seq_len}
+    table = {"version": _VERSION, "fingerprint": fingerprint, "numbered_by": dict(numbered_by)}
     lines = ",\n".join(json.dumps(dict(sample)) for sample in samples)
     text = json.dumps(table)[:-1] + f', "samples": [\n{lines}\n]}}\n'
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.parent / f"{path.name}.{os.getpid()}.partial"
     try:
         partial.write_text(text, "utf-8")
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise SettingsError(f"the skip list {path} cannot be written: {error}") from error
+        raise SettingsError(
+            f"the skip list {path} cannot be written: {error}", hint="name a file in a folder that can be written to"
+        ) from error
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def digest_of(skip: SkipList) -> str:
