@@ -33,7 +33,7 @@ class _Steps(click.ParamType[Any]):
         first, _, last = value.partition(":")
         is_range = first.isdecimal() and (last or first).isdecimal()
         if not is_range or not 1 <= int(first) <= int(last or first) <= _MOST_STEPS:
-            self.fail(f"{value!r} is no range of steps such as 7 or 7:9, counted from 1", param, ctx)
+            self.fail(f"{value!r} is no range of steps such as 7 or 7:9, from 1 to {_MOST_STEPS:,}", param, ctx)
         return range(int(first), int(last or first) + 1)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
+from runs import wait_until
 
 from iostack.corpus.deadline import in_threads
 
@@ -16,19 +16,20 @@ def test_results_come_with_their_numbers() -> None:
 
 def test_after_an_error_nothing_more_is_begun_even_where_the_error_is_taken_late() -> None:
     begun: list[int] = []
-    failed = threading.Event()
+    threads: list[threading.Thread] = []
 
     def work(item: int) -> int:
         begun.append(item)
         if item == 1:
-            failed.set()
+            threads.append(threading.current_thread())
             raise ValueError(f"item {item}")
         return item
 
     results = in_threads(work, [0, 1, 2, 3], threads=1)
     assert next(results) == (0, 0)
-    assert failed.wait(10)
-    time.sleep(0.1)  # long enough for the thread to go on to another
+    wait_until(lambda: bool(threads), "the error")
+    threads[0].join(10)  # it ends when it has no more to begin
+    assert not threads[0].is_alive()
     with pytest.raises(ValueError, match="item 1"):
         next(results)
     assert begun == [0, 1]

@@ -58,9 +58,8 @@ class RowWriter:
         self._runs = runs = _padded(runs, used, width)
         self._stops = np.concatenate([np.zeros(1, np.int64), np.cumsum(runs.counts)])
         self._marks = _Marks(runs, self._stops, used) if marks else None
-        self._is_joined = (dtype := runs.streams.dtype) is not None
         values = []
-        if dtype:
+        if dtype := runs.streams.dtype:
             values.append(
                 _Values(runs.streams.addresses[runs.which] + runs.starts * dtype.itemsize, runs.lengths, dtype)
             )
@@ -83,7 +82,7 @@ class RowWriter:
     def _write(self, part: slice, arrays: Sequence[NDArray[Any]]) -> None:
         runs = slice(int(self._stops[part.start]), int(self._stops[part.stop]))
         joined = []
-        if self._is_joined:
+        if self._runs.streams.dtype:
             joined.append((runs, arrays[0]))
         else:
             self._concatenate(runs, arrays[0].reshape(-1))

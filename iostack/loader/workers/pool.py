@@ -31,9 +31,8 @@ log = logs.logger("iostack.loader")
 
 SEATS = 2
 _MOST_DEATHS = 3
-_MOST_DEATHS_BESIDE = (
-    60  # a task sees ``_MOST_DEATHS`` for each sample that kills of the tasks it shares its worker with
-)
+_MOST_DEATHS_BESIDE = 60
+"""A task sees ``_MOST_DEATHS`` for each sample that kills, of the tasks with which it shares its worker."""
 _AT_ANOTHER: Place = (-1, -1, -1)
 _WARN_SHARE = 0.1
 _SEAT_WAIT_S = 1.0
